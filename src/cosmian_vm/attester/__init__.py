@@ -1,0 +1,1 @@
+"""How evidence is collected: the devices of this machine."""

@@ -1,0 +1,113 @@
+"""What the agent needs of a machine, as small protocols; ``detect()`` finds the real ones.
+
+Everything here blocks: the agent calls it from worker threads, one call at a time for each device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cosmian_vm.evidence.bundle import TeeKind
+
+__all__ = ["FileScope", "Logs", "Platform", "TeeDevice", "TeeQuote", "TpmDevice", "TpmQuote"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeeQuote:
+    """A report or quote in the vendor's format, without anything behind it, and what the platform hands out beside it:
+    certificates and CRLs (DER or PEM), each on its own."""
+
+    raw: bytes
+    endorsements: tuple[bytes, ...] = ()
+
+
+class TeeDevice(Protocol):
+    """The processor's attestation interface."""
+
+    @property
+    def kind(self) -> TeeKind:
+        """Which TEE this is."""
+        ...
+
+    def quote(self, report_data: bytes) -> TeeQuote:
+        """A quote over exactly 64 bytes of report_data. Raises AttesterError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TpmQuote:
+    """TPMS_ATTEST, TPMT_SIGNATURE, TPMT_PUBLIC of the AK, and the sha256 PCR values of the same moment."""
+
+    quote: bytes
+    signature: bytes
+    ak_public: bytes
+    pcrs: Mapping[int, bytes]
+
+
+class TpmDevice(Protocol):
+    """The TPM, with its AK already there."""
+
+    def ak_public(self) -> bytes:
+        """TPMT_PUBLIC of the AK. Raises AttesterError."""
+        ...
+
+    def ak_certificate(self) -> bytes | None:
+        """A certificate of the AK (DER), where the platform has one."""
+        ...
+
+    def quote(self, qualifying_data: bytes, pcrs: Sequence[int]) -> TpmQuote:
+        """A quote over exactly these PCRs of the sha256 bank; the PCR values returned are those that were quoted
+        (read again until they hash to the quote's digest). ``qualifying_data``: at most 64 bytes. Raises
+        AttesterError."""
+        ...
+
+
+class Logs(Protocol):
+    """The kernel's lists. None where the kernel has no such list."""
+
+    def ima_binary(self) -> bytes | None:
+        """binary_runtime_measurements."""
+        ...
+
+    def ima_ascii(self) -> bytes | None:
+        """ascii_runtime_measurements."""
+        ...
+
+    def boot_event_log(self) -> bytes | None:
+        """binary_bios_measurements."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileScope:
+    """Which files a snapshot covers.
+
+    ``root`` stands for ``/``: recorded paths are relative to it, with a leading slash. ``excluded`` are recorded
+    paths of directories that are not entered.
+    """
+
+    root: Path = Path("/")
+    excluded: tuple[str, ...] = (
+        "/sys",
+        "/run",
+        "/proc",
+        "/lost+found",
+        "/dev",
+        "/media",
+        "/var",
+        "/tmp",  # noqa: S108 - a path to leave out, not one to write to
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """One machine, as the agent sees it. ``cloud``: "AWS", "Azure", "GCP" or None; never trusted for security."""
+
+    tee: TeeDevice | None
+    tpm: TpmDevice | None
+    logs: Logs
+    cloud: str | None = None
+    scope: FileScope = FileScope()

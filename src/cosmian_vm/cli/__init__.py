@@ -1,0 +1,1 @@
+"""The program cosmian_vm: a file per command."""

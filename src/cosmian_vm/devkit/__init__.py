@@ -1,0 +1,1 @@
+"""Simulated hardware in the real formats. Production code never imports this package."""

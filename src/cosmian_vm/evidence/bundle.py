@@ -1,0 +1,82 @@
+"""Evidence: all that one machine claimed at one moment, and the connection that it came over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+__all__ = ["ApplicationPeer", "Evidence", "TeeKind", "TlsPeer", "TpmEvidence", "V2_PCRS"]
+
+V2_PCRS = tuple(range(16))
+"""The PCRs that a version 2 quote covers, exactly (sha256 bank)."""
+
+
+class TeeKind(StrEnum):
+    """The Trusted Execution Environments that we know, by the names used on the wire."""
+
+    SNP = "sev-snp"
+    TDX = "tdx"
+    SGX = "sgx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TpmEvidence:
+    """A TPM's word: TPMS_ATTEST, TPMT_SIGNATURE and TPMT_PUBLIC of the AK, big-endian as the TPM wrote them.
+
+    ``pcrs``: claimed values of the sha256 bank by index, 32 bytes each; empty in version 1. They are claims until the
+    digest in the quote has been recomputed from them.
+    """
+
+    quote: bytes
+    signature: bytes
+    ak_public: bytes
+    pcrs: Mapping[int, bytes] = field(default_factory=dict)
+    ak_certificate: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsPeer:
+    """The other end of the connection that carried the evidence.
+
+    ``leaf``: its certificate, DER. ``trusted``: whether the usual CA checks passed (None: they were not asked for,
+    --allow-insecure-tls). ``problem``: what the CA checks found, one line.
+    """
+
+    leaf: bytes
+    trusted: bool | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplicationPeer:
+    """What an application's port served: ``leaf`` is its certificate (DER), or None and ``problem`` says why."""
+
+    address: str
+    leaf: bytes | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Everything that is appraised together.
+
+    ``api``: version that the agent spoke (1 or 2). ``tee``: the TEE's report or quote as it came, perhaps with
+    certificates behind it. ``endorsements``: certificates and CRLs that came along (DER or PEM), trusted for nothing
+    until they chain to a pinned root. ``ima_log``: the kernel's binary list from entry ``ima_from`` on.
+    ``owners``: fingerprints, ("anyone",), or () for an unclaimed machine. None always means: the agent says that
+    there is none; it counts for nothing.
+    """
+
+    api: int
+    tee: bytes | None
+    tpm: TpmEvidence | None
+    ima_log: bytes | None
+    boot_event_log: bytes | None
+    tls: TlsPeer
+    endorsements: tuple[bytes, ...] = ()
+    ima_from: int = 0
+    owners: tuple[str, ...] = ()
+    cloud: str | None = None
+    agent_version: str = ""
+    applications: tuple[ApplicationPeer, ...] = ()

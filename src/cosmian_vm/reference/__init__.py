@@ -1,0 +1,1 @@
+"""What we expect: the snapshot, and the walk over the file system that makes it."""

@@ -1,0 +1,1 @@
+"""Do we believe it: pure appraisal of evidence against endorsements, reference values and policy."""

@@ -1,0 +1,146 @@
+"""Paths and JSON shapes of the HTTP API, once, for agent and client.
+
+Version 2: byte strings are base64, standard alphabet with padding (msgspec's form). Version 1: exactly the shapes of
+the published 1.3.x programs: arrays of byte values, and base64 without padding.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+import msgspec
+
+from cosmian_vm.errors import EvidenceFormatError
+
+__all__ = [
+    "API_VERSIONS",
+    "APP_INIT",
+    "APP_RESTART",
+    "AppConfiguration",
+    "EVIDENCE",
+    "EvidenceAnswer",
+    "EvidenceRequest",
+    "HEALTH",
+    "IMA_ASCII",
+    "IMA_BINARY",
+    "MAX_APP_CONFIGURATION",
+    "OPENAPI",
+    "ORDER_HEADER",
+    "QUOTE_TEE",
+    "QUOTE_TPM",
+    "SNAPSHOT_V1",
+    "SNAPSHOT_V2",
+    "SnapshotProgress",
+    "TpmAnswer",
+    "TpmQuoteV1",
+    "VERSION",
+    "VersionAnswer",
+    "decode_base64_unpadded",
+    "encode_base64_unpadded",
+]
+
+API_VERSIONS = (1, 2)
+
+# Version 1
+IMA_ASCII = "/ima/ascii"
+IMA_BINARY = "/ima/binary"
+SNAPSHOT_V1 = "/snapshot"
+QUOTE_TEE = "/quote/tee"
+QUOTE_TPM = "/quote/tpm"
+APP_INIT = "/app/init"
+APP_RESTART = "/app/restart"
+# Version 2
+VERSION = "/version"
+EVIDENCE = "/v2/evidence"
+SNAPSHOT_V2 = "/v2/snapshot"
+OPENAPI = "/openapi.json"
+HEALTH = "/health"
+
+ORDER_HEADER = "cosmian-vm-api"
+"""Request header, value ``2``: the order comes from a client of version 2."""
+
+MAX_APP_CONFIGURATION = 16 * 1024 * 1024
+"""Largest application configuration, in bytes, after base64."""
+
+
+class EvidenceRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """``POST /v2/evidence``. ``nonce``: 32 bytes. ``ima_from``: first IMA entry wanted, counted from 0."""
+
+    nonce: bytes
+    ima_from: int = 0
+
+
+class TpmAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """TPMS_ATTEST, TPMT_SIGNATURE, TPMT_PUBLIC; ``pcrs``: values of PCR 0 to 15, sha256, in order."""
+
+    quote: bytes
+    signature: bytes
+    ak_public: bytes
+    pcrs: list[bytes]
+    ak_certificate: bytes | None = None
+
+
+class EvidenceAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole evidence of one moment. The TPM was asked first and the IMA log read after it."""
+
+    api: int
+    agent_version: str
+    tee_kind: str | None
+    tee_quote: bytes | None
+    endorsements: list[bytes]
+    tpm: TpmAnswer | None
+    boot_event_log: bytes | None
+    ima_log: bytes | None
+    ima_from: int
+    owners: list[str]
+    cloud: str | None
+
+
+class VersionAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /version``."""
+
+    agent_version: str
+    api_versions: list[int]
+    tee_kind: str | None
+    tpm: bool
+    ima: bool
+
+
+class SnapshotProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /v2/snapshot`` with status 202: how far the snapshot is. ``files_total`` is None while counting."""
+
+    files_done: int
+    bytes_done: int
+    files_total: int | None = None
+
+
+class AppConfiguration(msgspec.Struct, frozen=True, kw_only=True):
+    """``POST /app/init``: ``content`` is base64 without padding."""
+
+    content: str
+
+
+class TpmQuoteV1(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /quote/tpm``: base64 without padding of TPMS_ATTEST, TPMT_SIGNATURE and TPMT_PUBLIC."""
+
+    pcr_value_hash_method: str
+    quote: str
+    signature: str
+    public_key: str
+
+
+def encode_base64_unpadded(raw: bytes) -> str:
+    """Standard alphabet, no padding."""
+    return base64.b64encode(raw).decode("ascii").rstrip("=")
+
+
+def decode_base64_unpadded(text: str, what: str) -> bytes:
+    """Standard alphabet; padding, other characters and non-zero trailing bits raise EvidenceFormatError."""
+    try:
+        raw = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise EvidenceFormatError(what, "is not base64 (standard alphabet, no padding)") from exc
+    if encode_base64_unpadded(raw) != text:
+        raise EvidenceFormatError(what, "is not base64 in its one valid form (no padding, trailing bits zero)")
+    return raw
