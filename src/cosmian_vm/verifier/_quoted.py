@@ -1,0 +1,38 @@
+"""PCR values that a TPM quote vouches for: the one form in which the other rooms of the verifier meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+__all__ = ["NOTHING_QUOTED", "QuotedPcrs"]
+
+
+@dataclass(frozen=True, slots=True)
+class QuotedPcrs:
+    """What the sha256 bank held, by the TPM's word.
+
+    Version 2: ``values`` holds the PCR values (32 bytes each, by index) whose digest is the one in the quote; the
+    other two are None. Version 1: ``values`` is empty, exactly one PCR was quoted, ``digest_pcr``, and only
+    ``digest`` = SHA-256(its value) is known. All empty: nothing usable was quoted, so nothing can replay to it.
+    """
+
+    values: Mapping[int, bytes] = field(default_factory=dict)
+    digest: bytes | None = None
+    digest_pcr: int | None = None
+
+    @property
+    def indices(self) -> frozenset[int]:
+        """The PCRs about which the quote says something."""
+        return frozenset(self.values) if self.digest_pcr is None else frozenset((*self.values, self.digest_pcr))
+
+    def matches(self, pcr: int, value: bytes) -> bool:
+        """Whether PCR ``pcr`` was quoted and held exactly ``value`` (32 bytes). False where it was not quoted."""
+        if pcr in self.values:
+            return self.values[pcr] == value
+        return self.digest is not None and pcr == self.digest_pcr and sha256(value).digest() == self.digest
+
+
+NOTHING_QUOTED = QuotedPcrs()
+"""No quote, or none that can be used."""
