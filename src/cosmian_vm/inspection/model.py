@@ -1,4 +1,4 @@
-"""The interface between ``cosmian_vm inspect`` and the modules that know one kind of file each.
+r"""The interface between ``cosmian_vm inspect`` and the modules that know one kind of file each.
 
 How a file is inspected (inspection/identify.py does it, the command only reads files and prints):
 
@@ -12,7 +12,7 @@ What a kind module does (``inspection/snp.py``, ``inspection/ima.py``, ...): it 
 :class:`Kind`, made of four pure functions. For instance::
 
     def _matches(raw: bytes) -> bool:                                       # cheap, total, never raises
-        return len(raw) >= 1184 and raw[0x34:0x38] == b"\\x01\\x00\\x00\\x00" and ...
+        return len(raw) >= 1184 and raw[0x34:0x38] == b"\x01\x00\x00\x00" and ...
 
     def _facts(raw: bytes, material: Material) -> Facts:                    # may raise EvidenceFormatError
         report = snp.parse_evidence(raw).report
@@ -28,17 +28,18 @@ Rules for them:
 
 - **matches** looks at the shape, not the truth: a damaged SNP report is still an SNP report, and its ``facts`` or
   ``verify`` then say what is wrong. It must not claim what another kind could be: check magic numbers, sizes, versions.
-- **facts** are plain data for JSON: ``dict``, ``list``, ``str``, ``int``, ``bool``, ``None``; byte strings are lower-case
-  hex and never cut (``hexed`` helps); times are RFC 3339 with ``Z`` (``rfc3339`` helps). They may use the material (the
-  certificate that fits a report: ``leaf``; the quote of a log: ``entries_in_quote``).
-  EvidenceFormatError: the frame reports ``{"bytes": n}`` and the error; anything else is a bug.
-- **verify** never raises for anything that is in ``raw`` or in the material. An EvidenceFormatError that escapes becomes
-  a failed check ``format``; where the format has a check of its own for that (``ima.replay``), return it instead.
-- **Whether it is authentic** derives from the checks (:func:`is_authentic`): at least one check that is not policy passed
-  (ok or warning), none failed, and no check that is *required* was skipped. So: what was not given and without which
-  nothing is proven is ``replace(skip(...), required=True)`` (a quote without its signature); what is only a pity is a plain
-  ``skip`` (an IMA list without a quote). The ids in :data:`POLICY_IDS` are shown and do not decide, unless the user
-  gives ``--policy``.
+- **facts** are plain data for JSON: ``dict``, ``list``, ``str``, ``int``, ``bool``, ``None``; byte strings are
+  lower-case hex and never cut (``hexed`` helps); times are RFC 3339 with ``Z`` (``rfc3339`` helps). They may use the
+  material (the certificate that fits a report: ``leaf``; the quote of a log: ``entries_in_quote``). A file that holds
+  several things of its kind (a PEM file of certificates) has the facts of the first on top and all of them in a list
+  (``certificates``). EvidenceFormatError: the frame reports ``{"bytes": n}`` and the error; anything else is a bug.
+- **verify** never raises for anything that is in ``raw`` or in the material. An EvidenceFormatError that escapes
+  becomes a failed check ``format``; where the format has a check of its own for that (``ima.replay``), return it.
+- **Whether it is authentic** derives from the checks (:func:`is_authentic`): at least one check that is not policy
+  passed (ok or warning), none failed, and no check that is *required* was skipped. So: what was not given and without
+  which nothing is proven is ``replace(skip(...), required=True)`` (a quote without its signature); what is only a pity
+  is a plain ``skip`` (an IMA list without a quote). The ids in :data:`POLICY_IDS` are shown and do not decide, unless
+  the user gives ``--policy``.
 - **Roots**: vendors' roots are pinned in ``endorsements``; a kind module uses these *and* ``roots.extra`` (the user's
   ``--trust-root``). A certificate in the material is never a root, whatever it says.
 - **Time** is the argument ``at`` (UTC, aware); nothing reads the clock, environment, files or network.
@@ -75,7 +76,7 @@ __all__ = [
     "rfc3339",
 ]
 
-JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 """Plain data, as it is printed."""
 
 Facts: TypeAlias = dict[str, JSON]
@@ -104,7 +105,8 @@ OTHER = "other"
 class Item:
     """One piece of material. ``kind``: a constant of this module, or the name of a :class:`Kind` (``ima-log-binary``,
     ``tpm-quote``, ``hcl-report``, ``tdx-quote``, ``intel-collateral``...). ``name``: what the user called the file, for
-    messages. ``raw``: its bytes; of a PEM file with several blocks, each block is an item of its own."""
+    messages. ``raw``: its bytes; of a PEM file with several blocks, each block is an item of its own.
+    """
 
     kind: str
     name: str
