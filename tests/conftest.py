@@ -44,3 +44,22 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     yield
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    from hypothesis import HealthCheck, settings
+
+    common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "derandomize": True}
+    settings.register_profile("default", max_examples=100, **common)
+    settings.register_profile("full", max_examples=10_000, **common)
+    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Where CI is set, a skipped test that needs swtpm or the real evidence is a failure."""
+    if os.environ.get("CI") and call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception):
+        needed = [mark for mark in ("swtpm", "evidence") if item.get_closest_marker(mark)]
+        if needed:
+            call.excinfo = pytest.ExceptionInfo.from_exception(
+                AssertionError(f"skipped in CI, where {' and '.join(needed)} must be there: {call.excinfo.value}")
+            )
