@@ -48,7 +48,12 @@ class TpmQuote:
 
 
 class TpmDevice(Protocol):
-    """The TPM, with its AK already there."""
+    """The TPM. All but ``provision`` need its AK to be there already."""
+
+    def provision(self) -> None:
+        """Make EK and AK where they are absent. Idempotent: the agent calls it at each start (unless told not to).
+        Raises AttesterError."""
+        ...
 
     def ak_public(self) -> bytes:
         """TPMT_PUBLIC of the AK. Raises AttesterError."""
