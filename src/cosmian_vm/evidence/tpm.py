@@ -1,0 +1,293 @@
+"""TPM 2.0 structures of a quote: TPMS_ATTEST, TPMT_PUBLIC, TPMT_SIGNATURE, PCR selections. Big-endian throughout.
+
+Source: TPM 2.0 Library Specification, part 2 (Structures), revision 1.59; table numbers stand beside each structure.
+Parsing and serialising are exact inverses: what is accepted comes back byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cosmian_vm._reader import Reader
+from cosmian_vm.errors import EvidenceFormatError
+from cosmian_vm.evidence._tpm_constants import (
+    ALGORITHM_NAMES,
+    CURVE_BYTES,
+    CURVE_NAMES,
+    HASH_SIZES,
+    TPM_GENERATED_VALUE,
+    Alg,
+    Attest,
+    Curve,
+    ObjectAttributes,
+    algorithm_name,
+    hash_by_name,
+    hash_name,
+    tpm_hash,
+)
+from cosmian_vm.evidence._tpm_public import (
+    MAX_DIGEST_SIZE,
+    MAX_ECC_BYTES,
+    MAX_RSA_BYTES,
+    EccParameters,
+    RsaParameters,
+    Scheme,
+    Symmetric,
+    TpmPublic,
+    name,
+    parse_public,
+    parse_public_2b,
+    put_sized,
+    serialise_public,
+    sized,
+    u16,
+    u32,
+)
+
+__all__ = [
+    "ALGORITHM_NAMES",
+    "CURVE_BYTES",
+    "CURVE_NAMES",
+    "HASH_SIZES",
+    "MAX_EXTRA_DATA",
+    "TPM_GENERATED_VALUE",
+    "Alg",
+    "Attest",
+    "Curve",
+    "EccParameters",
+    "ObjectAttributes",
+    "PcrSelection",
+    "RsaParameters",
+    "Scheme",
+    "Symmetric",
+    "TpmPublic",
+    "TpmQuoteInfo",
+    "TpmSignature",
+    "algorithm_name",
+    "compute_pcr_digest",
+    "hash_by_name",
+    "hash_name",
+    "name",
+    "parse_public",
+    "parse_public_2b",
+    "parse_quote",
+    "parse_signature",
+    "pcr_selection",
+    "serialise_public",
+    "serialise_quote",
+    "serialise_signature",
+    "tpm_hash",
+]
+
+MAX_EXTRA_DATA = 66
+"""TPM2B_DATA holds at most a TPMT_HA: algorithm (2) and the largest digest (64)."""
+_MAX_NAME = 66
+_MAX_SELECTIONS = 16
+_MAX_SELECT_BYTES = 4
+
+_ATTEST = "TPMS_ATTEST"
+_SIGNATURE = "TPMT_SIGNATURE"
+
+
+@dataclass(frozen=True, slots=True)
+class PcrSelection:
+    """TPMS_PCR_SELECTION (table 94).
+
+    ``hash_alg`` names the bank, ``select`` is the bitmap: PCR 0 is bit 0 of byte 0.
+    """
+
+    hash_alg: int
+    select: bytes
+
+    @property
+    def bank(self) -> str:
+        """Name of the bank, ``sha256``."""
+        return algorithm_name(self.hash_alg)
+
+    @property
+    def pcrs(self) -> tuple[int, ...]:
+        """The selected PCRs, ascending."""
+        return tuple(i for i in range(8 * len(self.select)) if self.select[i >> 3] >> (i & 7) & 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TpmQuoteInfo:
+    """TPMS_ATTEST (table 132) of type TPM_ST_ATTEST_QUOTE, with its TPMS_CLOCK_INFO (112) and TPMS_QUOTE_INFO (124).
+
+    ``qualified_signer``: qualified name of the signing key. ``extra_data``: the caller's qualifyingData. ``clock``:
+    milliseconds that the TPM was powered. ``reset_count``, ``restart_count``: TPM Resets; Restarts and Resumes since.
+    ``safe``: no greater value of ``clock`` was ever reported. ``pcr_digest``: hash over the selected PCRs.
+    """
+
+    qualified_signer: bytes
+    extra_data: bytes
+    clock: int
+    reset_count: int
+    restart_count: int
+    safe: bool
+    firmware_version: int
+    pcr_selections: tuple[PcrSelection, ...]
+    pcr_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TpmSignature:
+    """TPMT_SIGNATURE (table 200).
+
+    ECDSA as ``r`` and ``s``, RSASSA and RSAPSS as ``rsa``; big-endian, unused ones empty.
+    """
+
+    algorithm: int
+    hash_alg: int
+    r: bytes = b""
+    s: bytes = b""
+    rsa: bytes = b""
+
+    @property
+    def scheme_name(self) -> str:
+        """As in ``ECDSA-sha256``."""
+        return f"{algorithm_name(self.algorithm)}-{algorithm_name(self.hash_alg)}"
+
+
+def _selections(reader: Reader) -> tuple[PcrSelection, ...]:
+    """TPML_PCR_SELECTION (table 116)."""
+    count = u32(reader, "pcrSelect.count")
+    if count > _MAX_SELECTIONS:
+        raise reader.error(f"{count} selections, over the limit of {_MAX_SELECTIONS}", "pcrSelect.count")
+    found = []
+    for n in range(count):
+        bank = u16(reader, f"pcrSelect[{n}].hash")
+        size = reader.u8(f"pcrSelect[{n}].sizeofSelect")
+        if not 1 <= size <= _MAX_SELECT_BYTES:
+            raise reader.error(f"{size} is not between 1 and {_MAX_SELECT_BYTES}", f"pcrSelect[{n}].sizeofSelect")
+        found.append(PcrSelection(bank, reader.take(size, f"pcrSelect[{n}].pcrSelect")))
+    return tuple(found)
+
+
+def pcr_selection(bank: str, pcrs: Iterable[int]) -> PcrSelection:
+    """A selection of PCRs 0 to 23 as TPMs of PC class write it: 3 bytes. Raises ValueError for other PCRs or banks."""
+    algorithm = hash_by_name(bank)
+    if algorithm is None:
+        raise ValueError(f"{bank!r} is no PCR bank")
+    bits = 0
+    for pcr in pcrs:
+        if not 0 <= pcr < 24:
+            raise ValueError(f"there is no PCR {pcr}")
+        bits |= 1 << pcr
+    return PcrSelection(algorithm, bits.to_bytes(3, "little"))
+
+
+def parse_quote(raw: bytes) -> TpmQuoteInfo:
+    """Parse a TPMS_ATTEST that is a quote; nothing may follow it.
+
+    Raises EvidenceFormatError on a wrong magic, on another kind of attestation, on wrong sizes and on trailing bytes.
+    """
+    reader = Reader(raw, _ATTEST)
+    magic = u32(reader, "magic")
+    if magic != TPM_GENERATED_VALUE:
+        reader.position = 0
+        raise reader.error(f"{magic:#010x} is not TPM_GENERATED_VALUE: no TPM made this", "magic")
+    kind = u16(reader, "type")
+    if kind != Attest.QUOTE:
+        known = {int(a): a.name.lower() for a in Attest}
+        reader.position -= 2
+        raise reader.error(f"{kind:#06x} ({known.get(kind, 'unknown')}) is not a quote", "type")
+    signer = sized(reader, _MAX_NAME, "qualifiedSigner")
+    extra = sized(reader, MAX_EXTRA_DATA, "extraData")
+    clock = reader.uint(8, "clockInfo.clock", big=True)
+    resets = u32(reader, "clockInfo.resetCount")
+    restarts = u32(reader, "clockInfo.restartCount")
+    safe = reader.u8("clockInfo.safe")
+    if safe > 1:
+        reader.position -= 1
+        raise reader.error(f"{safe} is neither YES (1) nor NO (0)", "clockInfo.safe")
+    firmware = reader.uint(8, "firmwareVersion", big=True)
+    selections = _selections(reader)
+    digest = sized(reader, MAX_DIGEST_SIZE, "pcrDigest")
+    reader.end()
+    return TpmQuoteInfo(
+        qualified_signer=signer,
+        extra_data=extra,
+        clock=clock,
+        reset_count=resets,
+        restart_count=restarts,
+        safe=bool(safe),
+        firmware_version=firmware,
+        pcr_selections=selections,
+        pcr_digest=digest,
+    )
+
+
+def serialise_quote(quote: TpmQuoteInfo) -> bytes:
+    """TPMS_ATTEST of a quote, as a TPM would hash and sign it."""
+    selections = b"".join(
+        s.hash_alg.to_bytes(2, "big") + bytes([len(s.select)]) + s.select for s in quote.pcr_selections
+    )
+    return b"".join(
+        (
+            TPM_GENERATED_VALUE.to_bytes(4, "big"),
+            Attest.QUOTE.to_bytes(2, "big"),
+            put_sized(quote.qualified_signer),
+            put_sized(quote.extra_data),
+            quote.clock.to_bytes(8, "big"),
+            quote.reset_count.to_bytes(4, "big"),
+            quote.restart_count.to_bytes(4, "big"),
+            bytes([quote.safe]),
+            quote.firmware_version.to_bytes(8, "big"),
+            len(quote.pcr_selections).to_bytes(4, "big"),
+            selections,
+            put_sized(quote.pcr_digest),
+        )
+    )
+
+
+def parse_signature(raw: bytes) -> TpmSignature:
+    """Parse a TPMT_SIGNATURE: ECDSA, RSASSA or RSAPSS; nothing may follow it.
+
+    Raises EvidenceFormatError on other schemes, unknown hashes and wrong sizes.
+    """
+    reader = Reader(raw, _SIGNATURE)
+    algorithm = u16(reader, "sigAlg")
+    if algorithm not in (Alg.ECDSA, Alg.RSASSA, Alg.RSAPSS):
+        reader.position = 0
+        raise reader.error(f"{algorithm:#06x} is neither ECDSA, RSASSA nor RSAPSS", "sigAlg")
+    hash_alg = u16(reader, "hash")
+    hash_name(hash_alg, _SIGNATURE, "hash")
+    if algorithm == Alg.ECDSA:
+        r, s = sized(reader, MAX_ECC_BYTES, "signatureR"), sized(reader, MAX_ECC_BYTES, "signatureS")
+        reader.end()
+        return TpmSignature(algorithm, hash_alg, r=r, s=s)
+    rsa = sized(reader, MAX_RSA_BYTES, "sig")
+    reader.end()
+    return TpmSignature(algorithm, hash_alg, rsa=rsa)
+
+
+def serialise_signature(signature: TpmSignature) -> bytes:
+    """TPMT_SIGNATURE."""
+    raw = signature.algorithm.to_bytes(2, "big") + signature.hash_alg.to_bytes(2, "big")
+    if signature.algorithm == Alg.ECDSA:
+        return raw + put_sized(signature.r) + put_sized(signature.s)
+    return raw + put_sized(signature.rsa)
+
+
+def compute_pcr_digest(
+    selections: Iterable[PcrSelection], banks: Mapping[str, Mapping[int, bytes]], hash_alg: int
+) -> bytes:
+    """The pcrDigest of a quote (part 1, 17.6): the hash of the selected PCR values, ascending within each selection.
+
+    ``banks``: values by bank name and PCR. ``hash_alg``: hash of the signature's scheme.
+
+    Raises EvidenceFormatError where a selected PCR has no value in ``banks`` or one of the wrong size.
+    """
+    values = []
+    for selection in selections:
+        bank = banks.get(selection.bank, {})
+        size = HASH_SIZES.get(selection.hash_alg)
+        for pcr in selection.pcrs:
+            value = bank.get(pcr)
+            if value is None or len(value) != size:
+                problem = "has no value" if value is None else f"has a value of {len(value)} bytes"
+                raise EvidenceFormatError("PCR values", problem, field=f"{selection.bank} PCR {pcr}")
+            values.append(value)
+    return tpm_hash(hash_alg, b"".join(values))
