@@ -18,7 +18,8 @@ __all__ = ["FileScope", "Logs", "Platform", "TeeDevice", "TeeQuote", "TpmDevice"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeeQuote:
     """A report or quote in the vendor's format, without anything behind it, and what the platform hands out beside it:
-    certificates and CRLs (DER or PEM), each on its own."""
+    certificates and CRLs (DER or PEM), each on its own.
+    """
 
     raw: bytes
     endorsements: tuple[bytes, ...] = ()
@@ -52,7 +53,8 @@ class TpmDevice(Protocol):
 
     def provision(self) -> None:
         """Make EK and AK where they are absent. Idempotent: the agent calls it at each start (unless told not to).
-        Raises AttesterError."""
+        Raises AttesterError.
+        """
         ...
 
     def ak_public(self) -> bytes:
@@ -66,7 +68,8 @@ class TpmDevice(Protocol):
     def quote(self, qualifying_data: bytes, pcrs: Sequence[int]) -> TpmQuote:
         """A quote over exactly these PCRs of the sha256 bank; the PCR values returned are those that were quoted
         (read again until they hash to the quote's digest). ``qualifying_data``: at most 64 bytes. Raises
-        AttesterError."""
+        AttesterError.
+        """
         ...
 
 

@@ -1,0 +1,146 @@
+"""A software TPM (swtpm) as a process of its own, with power cycles and rolled-back state.
+
+The state folder is the TPM's memory. A *power cycle* is an orderly shutdown and a new process over the same state:
+resetCount rises by one, PCRs start at zero. A *roll-back* is what a dishonest host does: an older copy of the state.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from cosmian_vm.devkit._process import Daemon
+from cosmian_vm.errors import AttesterError, NotAvailableError
+
+__all__ = ["Swtpm"]
+
+_MAX_SOCKET_PATH = 100
+"""sun_path holds 108 bytes; the control socket's suffix and the final zero need some of them."""
+_START_SECONDS = 10.0
+
+
+class Swtpm:
+    """swtpm over the state in ``folder/state``, listening on a Unix socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._state = folder / "state"
+        self._log = folder / "swtpm.log"
+        self._daemon = Daemon(folder / "swtpm.pid")
+        self._socket_note = folder / "socket"
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._daemon.running
+
+    @property
+    def pid(self) -> int | None:
+        """The process, while it runs."""
+        return self._daemon.pid
+
+    @property
+    def tcti(self) -> str:
+        """What the TSS is to open. Raises AttesterError where the TPM does not run."""
+        return f"swtpm:path={self._socket()}"
+
+    def start(self) -> None:
+        """Manufacture the TPM if it is new, and power it on. Raises NotAvailableError without swtpm."""
+        if shutil.which("swtpm") is None or shutil.which("swtpm_setup") is None:
+            raise NotAvailableError("swtpm is not installed (Debian packages swtpm and swtpm-tools)")
+        if self.running:
+            return
+        self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not (self._state / "tpm2-00.permall").exists():
+            self._manufacture()
+        socket = self._new_socket()
+        self._daemon.start(
+            [
+                "swtpm",
+                "socket",
+                "--tpm2",
+                "--tpmstate",
+                f"dir={self._state}",
+                "--server",
+                f"type=unixio,path={socket},mode=0600",
+                "--ctrl",
+                f"type=unixio,path={socket}.ctrl,mode=0600",
+                "--flags",
+                "not-need-init,startup-clear",
+            ],
+            log=self._log,
+        )
+        self._daemon.wait_until(
+            lambda: socket.exists() and Path(f"{socket}.ctrl").exists(), seconds=_START_SECONDS, log=self._log
+        )
+
+    def stop(self, *, orderly: bool = True) -> None:
+        """Power off. ``orderly``: with TPM2_Shutdown(CLEAR) as an operating system does, else the plug is pulled."""
+        if self.running and orderly:
+            self._shutdown_clear()
+        self._daemon.stop()
+        self._forget_socket()
+
+    def reboot(self, *, orderly: bool = True) -> None:
+        """A power cycle over the same state."""
+        self.stop(orderly=orderly)
+        self.start()
+
+    def save_state(self, copy: Path) -> None:
+        """Copy the state as it is on disk now, for a later ``roll_back``."""
+        shutil.copytree(self._state, copy, ignore=shutil.ignore_patterns(".lock"))
+
+    def roll_back(self, copy: Path) -> None:
+        """Power off, put an older state in place, power on: the clock and the counters run backwards."""
+        self.stop(orderly=False)
+        shutil.rmtree(self._state)
+        shutil.copytree(copy, self._state)
+        self.start()
+
+    def _manufacture(self) -> None:
+        done = subprocess.run(
+            ["swtpm_setup", "--tpm2", "--tpmstate", str(self._state), "--pcr-banks", "sha1,sha256"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        if done.returncode:
+            last = (done.stdout + done.stderr).decode("utf-8", "replace").strip().splitlines()
+            raise AttesterError(f"swtpm_setup failed: {last[-1] if last else done.returncode}")
+
+    def _shutdown_clear(self) -> None:
+        from tpm2_pytss import ESAPI, TSS2_Exception
+        from tpm2_pytss.constants import TPM2_SU
+
+        try:
+            with ESAPI(self.tcti) as esys:
+                esys.shutdown(TPM2_SU.CLEAR)
+        except TSS2_Exception as exc:
+            raise AttesterError(f"swtpm did not shut down: {exc}") from exc
+
+    def _new_socket(self) -> Path:
+        self._forget_socket()
+        socket = self._folder / "tpm"
+        if len(str(socket)) > _MAX_SOCKET_PATH:
+            socket = Path(tempfile.mkdtemp(prefix="swtpm-")) / "tpm"
+        self._socket_note.write_text(str(socket), encoding="utf-8")
+        return socket
+
+    def _socket(self) -> Path:
+        try:
+            return Path(self._socket_note.read_text(encoding="utf-8"))
+        except FileNotFoundError as exc:
+            raise AttesterError(f"the software TPM in {self._folder} is not running") from exc
+
+    def _forget_socket(self) -> None:
+        if not self._socket_note.exists():
+            return
+        socket = self._socket()
+        socket.unlink(missing_ok=True)
+        Path(f"{socket}.ctrl").unlink(missing_ok=True)
+        if socket.parent != self._folder:
+            shutil.rmtree(socket.parent, ignore_errors=True)
+        self._socket_note.unlink()
