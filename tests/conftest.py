@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def evidence() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every connection goes to this machine, or the test fails."""
     real_connect = socket.socket.connect
 
@@ -43,15 +42,16 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         real_connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    yield
 
 
 def pytest_configure(config: pytest.Config) -> None:
     from hypothesis import HealthCheck, settings
 
-    common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "derandomize": True}
-    settings.register_profile("default", max_examples=100, **common)
-    settings.register_profile("full", max_examples=10_000, **common)
+    slow_is_fine = [HealthCheck.too_slow]
+    for name, examples in (("default", 100), ("full", 10_000)):
+        settings.register_profile(
+            name, max_examples=examples, deadline=None, suppress_health_check=slow_is_fine, derandomize=True
+        )
     settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

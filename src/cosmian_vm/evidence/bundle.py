@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["ApplicationPeer", "Evidence", "TeeKind", "TlsPeer", "TpmEvidence", "V2_PCRS"]
+__all__ = ["V2_PCRS", "ApplicationPeer", "Evidence", "TeeKind", "TlsPeer", "TpmEvidence"]
 
 V2_PCRS = tuple(range(16))
 """The PCRs that a version 2 quote covers, exactly (sha256 bank)."""
