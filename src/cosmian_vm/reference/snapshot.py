@@ -8,8 +8,10 @@ is silently not understood would be a check that is silently not made.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -188,9 +190,11 @@ _DIGEST_LENGTHS = frozenset(2 * size for size in DIGEST_SIZES)
 
 def _check_digests(name: str, entries: tuple[tuple[str, str], ...]) -> None:
     """Every digest is lower-case hex of a known size: all at once, there may be hundreds of thousands."""
-    digests = [digest for _, digest in entries]
-    if set(map(len, digests)) <= _DIGEST_LENGTHS and not "".join(digests).strip(_HEX):
-        return
+    digests = list(map(itemgetter(1), entries))
+    joined = "".join(digests)
+    with contextlib.suppress(ValueError):
+        if set(map(len, digests)) <= _DIGEST_LENGTHS and bytes.fromhex(joined).hex() == joined:
+            return
     for index, (path, digest) in enumerate(entries):
         if len(digest) not in _DIGEST_LENGTHS or digest.strip(_HEX):
             raise ValueError(f"{name}[{index}] ({path[:200]!r}): the digest must be lower-case hex of a known length")
