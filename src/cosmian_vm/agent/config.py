@@ -1,0 +1,215 @@
+"""The agent's configuration: one TOML file, read once at start, one frozen object."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, Literal, NoReturn
+
+from cosmian_vm.errors import ConfigError
+
+__all__ = [
+    "AgentConfig",
+    "AppConfig",
+    "CONFIG_VARIABLE",
+    "DEFAULT_CONFIG",
+    "PREINIT_VARIABLE",
+    "ServiceType",
+    "load",
+    "parse",
+]
+
+CONFIG_VARIABLE = "COSMIAN_VM_AGENT_CONF"
+"""Environment variable that names another configuration file."""
+
+PREINIT_VARIABLE = "COSMIAN_VM_PREINIT"
+"""Environment variable; ``0`` skips the steps of the first launch."""
+
+DEFAULT_CONFIG = Path("/etc/cosmian_vm/agent.toml")
+
+_MAX_SIZE = 1 << 20
+_SERVICE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@\-]*")
+_REQUIRED: Final = object()
+
+
+class ServiceType(StrEnum):
+    """Who starts and stops the application."""
+
+    SUPERVISOR = "supervisor"
+    SYSTEMD = "systemd"
+    STANDALONE = "standalone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppConfig:
+    """Section ``[app]``. ``storage``: absolute path of the folder that ``app.conf`` is written to.
+
+    ``service_name``: the unit's or program's name for supervisor and systemd; for standalone the program itself.
+    """
+
+    service_type: ServiceType
+    service_name: str
+    storage: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """The whole configuration; every path is absolute.
+
+    ``port`` 0 stands for any free port (only from code, never from a file). ``tpm_device`` None: no TPM.
+    ``container``: the encrypted container's file, None where the machine explicitly has none. ``owners``: "anyone"
+    takes orders of version 1, which carry no proof of who gives them; None: an unclaimed machine.
+    """
+
+    data_storage: Path
+    host: str = "127.0.0.1"
+    port: int = 5355
+    ssl_certificate: Path
+    ssl_private_key: Path
+    tpm_device: str | None = None
+    container: Path | None = None
+    owners: Literal["anyone"] | None = None
+    app: AppConfig | None = None
+
+    @property
+    def data(self) -> Path:
+        """The folder that survives reboots, on the encrypted container where there is one."""
+        return self.data_storage / "data"
+
+    @property
+    def tmp(self) -> Path:
+        """The folder that does not survive a reboot (a tmpfs in our images)."""
+        return self.data_storage / "tmp"
+
+
+def load(path: Path) -> AgentConfig:
+    """Read the configuration file. Raises ConfigError naming file, key and what is expected."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_SIZE + 1)
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    if len(raw) > _MAX_SIZE:
+        raise ConfigError(f"{path}: larger than {_MAX_SIZE} bytes, this is no configuration")
+    return parse(raw, str(path))
+
+
+def parse(raw: bytes, name: str) -> AgentConfig:
+    """Read the configuration file's content; ``name`` is the file's in errors.
+
+    Raises ConfigError naming file, key and what is expected.
+    """
+    try:
+        document = tomllib.loads(raw.decode())
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{name}: not UTF-8 at offset {exc.start:#x}; expected is a TOML file") from exc
+    except (tomllib.TOMLDecodeError, RecursionError) as exc:
+        raise ConfigError(f"{name}: not TOML: {' '.join(str(exc).split())}") from exc
+    top = _Table(name, "", document)
+    agent, app = top.table("agent"), top.table("app", default=None)
+    top.no_other_keys()
+    if agent is None:
+        top.wrong("agent", "is missing; expected is the section [agent]")
+    storage = Path(agent.text("data_storage"))
+    if not storage.is_absolute():
+        agent.wrong("data_storage", "expected is an absolute path, as in /var/lib/cosmian_vm/")
+    container = agent.text("container", default="container")
+    config = AgentConfig(
+        data_storage=storage,
+        host=agent.text("host", default="127.0.0.1"),
+        port=agent.port("port", default=5355),
+        ssl_certificate=storage / agent.text("ssl_certificate"),
+        ssl_private_key=storage / agent.text("ssl_private_key"),
+        tpm_device=agent.text("tpm_device", default=None),
+        container=None if container == "none" else storage / container,
+        owners=agent.owners("owners"),
+        app=None if app is None else _app(app, storage),
+    )
+    agent.no_other_keys()
+    return config
+
+
+def _app(table: _Table, storage: Path) -> AppConfig:
+    kind = table.text("service_type")
+    if kind not in set(ServiceType):
+        table.wrong("service_type", f"is {kind[:40]!r}; expected is one of {', '.join(ServiceType)}")
+    name = table.text("service_name")
+    bare = name.rpartition("/")[2] if kind == ServiceType.STANDALONE and name.startswith("/") else name
+    if not _SERVICE_NAME.fullmatch(bare) or ".." in name:
+        table.wrong(
+            "service_name", "expected is a service's name (letters, digits, . _ - : @) or, standalone, a program's path"
+        )
+    app = AppConfig(
+        service_type=ServiceType(kind),
+        service_name=name,
+        storage=storage / table.text("app_storage"),
+    )
+    table.no_other_keys()
+    return app
+
+
+class _Table:
+    """One section: hands out each key once, typed, and then knows which ones nobody asked for."""
+
+    def __init__(self, file: str, name: str, values: Mapping[str, Any]) -> None:
+        self._file = file
+        self._name = name
+        self._values = values
+        self._known: list[str] = []
+
+    def wrong(self, key: str, problem: str) -> NoReturn:
+        """Raise ConfigError about ``key``."""
+        section = f"[{self._name}] " if self._name else ""
+        raise ConfigError(f"{self._file}: {section}{key}: {problem}")
+
+    def _get(self, key: str, default: object, expected: str) -> Any:
+        self._known.append(key)
+        value = self._values.get(key, default)
+        if value is _REQUIRED:
+            self.wrong(key, f"is missing; expected is {expected}")
+        return value
+
+    def text(self, key: str, default: Any = _REQUIRED) -> Any:
+        """A string that is not empty and has no control characters."""
+        value = self._get(key, default, "a string")
+        if value is default:
+            return value
+        if not isinstance(value, str) or not value or not value.isprintable():
+            self.wrong(key, "expected is a string in quotes, not empty, without control characters")
+        return value
+
+    def port(self, key: str, default: int) -> int:
+        """A TCP port."""
+        value = self._get(key, default, "a port")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 65536:
+            self.wrong(key, "expected is a port, a number from 1 to 65535")
+        return value
+
+    def owners(self, key: str) -> Literal["anyone"] | None:
+        """``"anyone"``, or nothing."""
+        value = self._get(key, None, "anyone")
+        if value is None:
+            return None
+        if value != "anyone":
+            self.wrong(key, 'expected is "anyone" (orders from any client, as 1.3.x), or no such key')
+        return "anyone"
+
+    def table(self, key: str, default: Any = _REQUIRED) -> _Table | None:
+        """A section."""
+        value = self._get(key, default, f"the section [{key}]")
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            self.wrong(key, f"expected is the section [{key}], not a value")
+        return _Table(self._file, key, value)
+
+    def no_other_keys(self) -> None:
+        """Whatever was not asked for is an error."""
+        for key in self._values:
+            if key not in self._known:
+                shown = key[:40] if key.isprintable() else repr(key[:40])
+                self.wrong(shown, f"unknown key; expected are {', '.join(self._known)}")
