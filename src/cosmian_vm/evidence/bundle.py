@@ -20,6 +20,25 @@ class TeeKind(StrEnum):
     SGX = "sgx"
 
 
+def tee_kind(raw: bytes) -> TeeKind | None:
+    """Which TEE a report or quote is of, by its first bytes and never by anybody's word; None where it is none of ours.
+
+    SNP: ATTESTATION_REPORT VERSION (u32le), a small number. Intel: version and attestation key type (u16le each; the
+    type is never 0), then tee_type (u32le: 0 SGX, 0x81 TDX; version 3 is SGX).
+    """
+    if len(raw) < 48:
+        return None
+    version, key_type = raw[0] | raw[1] << 8, raw[2] | raw[3] << 8
+    tee_type = int.from_bytes(raw[4:8], "little")
+    if key_type == 0:
+        return TeeKind.SNP if 0 < version < 16 else None
+    if version == 3:
+        return TeeKind.SGX
+    if version in (4, 5):
+        return {0: TeeKind.SGX, 0x81: TeeKind.TDX}.get(tee_type)
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TpmEvidence:
     """A TPM's word: TPMS_ATTEST, TPMT_SIGNATURE and TPMT_PUBLIC of the AK, big-endian as the TPM wrote them.

@@ -1,0 +1,317 @@
+"""The procedure, stated once: evidence, endorsements, reference values and policy in, a verdict out. Pure.
+
+1. genuine      tee.signature  tee.chain  tee.revocation  tee.tcb  tee.debug
+2. bound        tee.report_data: nonce, TLS key and AK of this very connection
+3. ours         tee.measurement  tee.instance
+4. the TPM      tpm.ak  tpm.signature  tpm.nonce  tpm.pcr_selection  tpm.clock  tpm.boot_pcrs
+5. what ran     ima.replay  ima.boot_aggregate  ima.files  ima.policy  ima.violations
+6. the wire     tls.certificate  tls.application
+7. the owner    vm.owner
+
+Everything is checked and every failure is kept. Missing evidence fails; a check skips only where there is nothing to
+compare with, and a skipped check that is *required* still withholds trust (``required_checks``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from cryptography import x509
+
+from cosmian_vm.certificates import spki_sha256
+from cosmian_vm.endorsements.amd import AmdEndorsements
+from cosmian_vm.errors import CosmianVmError
+from cosmian_vm.evidence.binding import compute_binding, report_data, report_data_v1
+from cosmian_vm.evidence.bundle import V2_PCRS, Evidence, TeeKind, tee_kind
+from cosmian_vm.evidence.snp import parse_evidence
+from cosmian_vm.reference.snapshot import Snapshot
+from cosmian_vm.reference.whitelist import Whitelist
+from cosmian_vm.verifier.boot import appraise_boot
+from cosmian_vm.verifier.ima import ImaState, appraise_ima
+from cosmian_vm.verifier.policy import Policy
+from cosmian_vm.verifier.result import CHECK_IDS, Check, Status, Verdict, fail, ok, skip, warning, with_required
+from cosmian_vm.verifier.snp import appraise_snp
+from cosmian_vm.verifier.tpm import appraise_tpm, quoted_pcrs
+
+__all__ = ["Appraisal", "appraise", "required_checks"]
+
+_NEED_REFERENCE = frozenset({"tee.measurement", "tee.instance", "ima.files", "ima.policy", "vm.owner"})
+"""Checks that compare with a snapshot and nothing else: not required while there is none."""
+
+_HOLD_FOR_REBOOT = (
+    "tpm.ak",
+    "tpm.boot_pcrs",
+    "ima.replay",
+    "ima.boot_aggregate",
+    "ima.files",
+    "ima.policy",
+    "ima.violations",
+)
+"""What must hold before a reboot can be a mere warning."""
+
+_REBOOT_CHECKS = ("tee.instance", "tpm.clock")
+
+_V1_LEAST_PCR = 8
+_V1_GREATEST_PCR = 14
+"""Linux takes IMA's PCR (CONFIG_IMA_MEASURE_PCR_IDX) from this range: none of them can be reset without a reboot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Appraisal:
+    """A verdict, and what a verifier stores to let the next one continue from here (None: start from the beginning)."""
+
+    verdict: Verdict
+    ima_state: ImaState | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What the evidence must be bound to, and which PCRs must have been quoted."""
+
+    report_data: bytes | None
+    qualifying_data: bytes
+    pcrs: frozenset[int]
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Against:
+    """All that evidence is held against."""
+
+    expected: _Expected
+    endorsements: AmdEndorsements
+    reference: Snapshot | None
+    roots: Sequence[x509.Certificate]
+    now: datetime
+
+
+def appraise(
+    evidence: Evidence,
+    endorsements: AmdEndorsements,
+    reference: Snapshot | None,
+    policy: Policy,
+    *,
+    nonce: bytes,
+    roots: Sequence[x509.Certificate],
+    now: datetime,
+    whitelist: Whitelist | None = None,
+    prior: ImaState | None = None,
+) -> Appraisal:
+    """Appraise one machine's evidence.
+
+    ``nonce``: the 32 bytes that this verifier sent. ``roots``: the vendors' root certificates that are trusted.
+    ``reference``: None while a snapshot is being taken. ``now``: aware, the one reading of the clock. ``prior``: the
+    state that this verifier itself stored, where ``evidence.ima_from`` is not 0.
+
+    Never raises for anything that the evidence contains.
+    """
+    if reference is not None and reference.without_tpm:
+        policy = replace(policy, without_tpm=True)
+    against = _Against(_expected(evidence, policy, nonce), endorsements, reference, roots, now)
+    checks = _checks(evidence, against, policy)
+    ima = appraise_ima(
+        evidence.ima_log,
+        ima_from=evidence.ima_from,
+        quoted=quoted_pcrs(evidence.tpm),
+        boot_pcrs=_boot_pcrs(evidence),
+        reference=reference,
+        whitelist=whitelist,
+        policy=policy,
+        prior=prior,
+    )
+    checks += ima.checks
+    checks += _tls_checks(evidence)
+    checks.append(_owner(evidence, reference, policy))
+    checks = _settle_version_1(checks, evidence, reference, policy)
+    if policy.allow_reboot and not _reboot_is_excusable(checks):
+        strict = replace(policy, allow_reboot=False)
+        again = {c.id: c for c in _checks(evidence, against, strict)}
+        checks = [again.get(c.id, c) if c.id in _REBOOT_CHECKS else c for c in checks]
+    required = required_checks(reference, policy)
+    verdict = Verdict(_in_order(with_required(checks, required)))
+    return Appraisal(verdict, ima.state if verdict.trusted else None)
+
+
+def required_checks(reference: Snapshot | None, policy: Policy) -> frozenset[str]:
+    """The ids without whose answer there is no trust: all ``tee.*``, and all ``tpm.*`` and ``ima.*`` unless the
+    snapshot was taken without a TPM; less, while there is no snapshot, what only compares with one.
+    """
+    required = {check_id for check_id in CHECK_IDS if check_id.startswith("tee.")}
+    if not policy.without_tpm:
+        required |= {check_id for check_id in CHECK_IDS if check_id.startswith(("tpm.", "ima."))}
+    if reference is None:
+        required -= _NEED_REFERENCE
+    elif reference.owners is not None:
+        required.add("vm.owner")
+    if policy.owner is not None:
+        required.add("vm.owner")
+    return frozenset(required)
+
+
+def _expected(evidence: Evidence, policy: Policy, nonce: bytes) -> _Expected:
+    """Section "binding": what must stand in report_data and extraData, over which PCRs."""
+    tpm = evidence.tpm
+    if evidence.api == 1:
+        first = int.from_bytes((evidence.ima_log or b"")[:4], "little")
+        allowed = _V1_LEAST_PCR <= first <= _V1_GREATEST_PCR
+        problem = ""
+        if policy.api != 1:
+            problem = (
+                "the agent speaks only version 1 of the protocol, which lets another machine answer in its place: "
+                "update the agent, or accept that with --api 1"
+            )
+        return _Expected(
+            report_data_v1(nonce, evidence.tls.leaf), nonce, frozenset({first if allowed else 10}), problem
+        )
+    try:
+        spki = spki_sha256(evidence.tls.leaf)
+    except CosmianVmError as exc:
+        return _Expected(None, bytes(32), frozenset(V2_PCRS), f"the key of the TLS certificate cannot be read: {exc}")
+    binding = compute_binding(nonce, spki, None if tpm is None else tpm.ak_public)
+    return _Expected(report_data(nonce, binding), binding, frozenset(V2_PCRS))
+
+
+def _checks(evidence: Evidence, against: _Against, policy: Policy) -> list[Check]:
+    """``tee.*`` and ``tpm.*``."""
+    checks = _tee(evidence, against, policy)
+    checks += appraise_tpm(
+        evidence.tpm,
+        binding=against.expected.qualifying_data,
+        expected_pcrs=against.expected.pcrs,
+        reference=against.reference,
+        policy=policy,
+        api=evidence.api,
+    )
+    checks += appraise_boot(evidence.boot_event_log, _boot_pcrs(evidence), against.reference, policy)
+    return checks
+
+
+def _tee(evidence: Evidence, against: _Against, policy: Policy) -> list[Check]:
+    """``tee.*``: whatever kind of TEE the quote is of, decided by its bytes and not by the agent's word."""
+    raw = evidence.tee
+    if raw is None:
+        return _no_tee("the machine has no TEE quote: this is not a confidential machine, or its agent hides it")
+    kind = tee_kind(raw)
+    if kind is not TeeKind.SNP:
+        named = "of no kind that is known" if kind is None else f"of the kind {kind}"
+        return _no_tee(f"the TEE quote is {named}; this release appraises AMD SEV-SNP (others: cosmian_vm inspect)")
+    try:
+        snp = parse_evidence(raw)
+    except CosmianVmError as exc:
+        return _no_tee(f"the TEE quote cannot be read: {exc}")
+    expected = against.expected
+    checks = appraise_snp(
+        snp,
+        against.endorsements,
+        report_data=expected.report_data,
+        reference=against.reference,
+        policy=policy,
+        roots=against.roots,
+        now=against.now,
+    )
+    if expected.problem:
+        checks = [fail(c.id, expected.problem) if c.id == "tee.report_data" else c for c in checks]
+    return checks
+
+
+def _no_tee(problem: str) -> list[Check]:
+    """Missing evidence fails under every id: the agent's word that there is none counts for nothing."""
+    return [fail(check_id, problem) for check_id in CHECK_IDS if check_id.startswith("tee.")]
+
+
+def _boot_pcrs(evidence: Evidence) -> Mapping[int, bytes]:
+    """PCR values, but only those that the quote's digest vouches for."""
+    return quoted_pcrs(evidence.tpm).values
+
+
+def _tls_checks(evidence: Evidence) -> list[Check]:
+    """``tls.certificate`` and one ``tls.application`` for each application."""
+    tls = evidence.tls
+    if tls.trusted is None:
+        checks = [
+            warning(
+                "tls.certificate",
+                "The certificate's name and issuer were not checked (--allow-insecure-tls): that this is your machine "
+                "rests on the snapshot alone",
+            )
+        ]
+    elif tls.trusted:
+        checks = [ok("tls.certificate", "The certificate is valid for this name")]
+    else:
+        checks = [
+            fail(
+                "tls.certificate",
+                f"{tls.problem or 'the certificate is not trusted'}; if it is the agent's own self-signed one, add "
+                "--allow-insecure-tls",
+            )
+        ]
+    for peer in evidence.applications:
+        if peer.leaf is None:
+            checks.append(fail("tls.application", f"{peer.address}: no certificate to be had: {peer.problem}"))
+        elif peer.leaf != tls.leaf:
+            checks.append(
+                fail(
+                    "tls.application",
+                    f"{peer.address} serves another certificate than the verified agent: it may run on another machine",
+                )
+            )
+        else:
+            checks.append(ok("tls.application", f"{peer.address} serves the certificate of the verified agent"))
+    return checks
+
+
+def _owner(evidence: Evidence, reference: Snapshot | None, policy: Policy) -> Check:
+    """``vm.owner``."""
+    owners = tuple(sorted(evidence.owners))
+    named = ", ".join(owners) if owners else "nobody"
+    if policy.owner is not None and policy.owner not in owners:
+        return fail("vm.owner", f"The machine is owned by {named}, not by {policy.owner}")
+    if reference is not None and reference.owners is not None and tuple(sorted(reference.owners)) != owners:
+        then = ", ".join(sorted(reference.owners)) or "nobody"
+        return fail("vm.owner", f"The machine is owned by {named}; when the snapshot was taken it was {then}")
+    if evidence.api == 1:
+        return skip("vm.owner", "Version 1 of the protocol does not tell who owns the machine")
+    if not owners:
+        return warning("vm.owner", "Nobody owns this machine: whoever reaches its agent can give it orders")
+    if "anyone" in owners:
+        return warning("vm.owner", 'Its agent takes orders from anyone (owners = "anyone" in agent.toml)')
+    return ok("vm.owner", f"The machine is owned by {named}")
+
+
+def _settle_version_1(
+    checks: list[Check], evidence: Evidence, reference: Snapshot | None, policy: Policy
+) -> list[Check]:
+    """Say, at each line that it weakens, what version 1 cannot show.
+
+    A check that version 1, or a snapshot of 1.3.x, has no values for is a warning and not a skip, but only where the
+    user asked for version 1 or the snapshot is one of 1.3.x.
+    """
+    old_snapshot = reference is not None and reference.version < 2
+    settled = []
+    for check in checks:
+        if check.status is Status.SKIP and old_snapshot and check.id in CHECK_IDS:
+            line = f"{check.line}; the snapshot was taken by version 1.3: take a new one"
+            settled.append(replace(check, status=Status.WARNING, line=line))
+        elif check.status is Status.SKIP and evidence.api == 1 and policy.api == 1 and check.id.startswith("tpm."):
+            settled.append(replace(check, status=Status.WARNING))
+        elif evidence.api == 1 and check.status is Status.OK and check.id in ("tee.report_data", "tpm.nonce"):
+            line = f"{check.line}; version 1: nothing ties the TPM to this connection, another machine may answer"
+            settled.append(replace(check, status=Status.WARNING, line=line))
+        else:
+            settled.append(check)
+    return settled
+
+
+def _reboot_is_excusable(checks: Sequence[Check]) -> bool:
+    """Whether everything that tells a reboot from a swap holds."""
+    holds = {c.id for c in checks if c.status in (Status.OK, Status.WARNING)}
+    fails = {c.id for c in checks if c.status in (Status.FAIL, Status.SKIP)}
+    return all(check_id in holds and check_id not in fails for check_id in _HOLD_FOR_REBOOT)
+
+
+def _in_order(checks: Sequence[Check]) -> tuple[Check, ...]:
+    """By CHECK_IDS; checks of one id keep their order."""
+    rank = {check_id: index for index, check_id in enumerate(CHECK_IDS)}
+    return tuple(sorted(checks, key=lambda check: rank[check.id]))

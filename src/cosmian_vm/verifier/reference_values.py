@@ -1,0 +1,119 @@
+"""Reference values out of evidence that has just been appraised. Pure.
+
+A snapshot's file hashes are the agent's word, over a connection whose key the TEE vouched for. All the rest (TEE, TPM,
+boot chain) the verifier takes from the evidence that it appraised itself, and refuses where the agent's own draft says
+otherwise: the machine was then rebooted or swapped between the two answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+
+from cosmian_vm.errors import EvidenceFormatError
+from cosmian_vm.evidence import ima, snp, tpm
+from cosmian_vm.evidence.bundle import Evidence
+from cosmian_vm.reference.snapshot import BOOT_PCRS, FORMAT_VERSION, SevPolicy, Snapshot, TeePolicy, TpmPolicy
+from cosmian_vm.verifier.policy import Policy
+
+__all__ = ["ReferenceValues", "reference_from"]
+
+_CLOUDS: dict[str | None, Literal["AWS", "Azure", "GCP"]] = {"AWS": "AWS", "Azure": "Azure", "GCP": "GCP"}
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceValues:
+    """The snapshot to keep, and each value in which the agent's draft differs from what was appraised (one line each:
+    if there is one, the snapshot must not be kept).
+    """
+
+    snapshot: Snapshot
+    differences: tuple[str, ...]
+
+
+def reference_from(evidence: Evidence, draft: Snapshot, policy: Policy, *, now: datetime) -> ReferenceValues:
+    """Join the evidence, appraised and trusted, with the agent's ``draft`` of the snapshot (its file hashes).
+
+    ``now``: aware, written into the snapshot. Raises EvidenceFormatError if the evidence cannot be read: it was not
+    appraised then.
+    """
+    if evidence.tee is None:
+        raise EvidenceFormatError("TEE quote", "is missing")
+    report = snp.parse_evidence(evidence.tee).report
+    without_tpm = policy.without_tpm and evidence.tpm is None
+    values = _tpm_values(evidence)
+    owners = tuple(sorted(evidence.owners))
+    snapshot = msgspec.structs.replace(
+        draft,
+        cloud_type=_CLOUDS.get(evidence.cloud),
+        tee_policy=TeePolicy(sev=_sev_policy(report)),
+        filehashes=None if without_tpm else draft.filehashes,
+        path_bytes={} if without_tpm else draft.path_bytes,
+        version=FORMAT_VERSION,
+        created=now.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        agent_version=evidence.agent_version or None,
+        owners=owners,
+        vmpl=report.vmpl,
+        host_data=report.host_data.hex(),
+        without_tpm=without_tpm,
+        **values,
+    )
+    return ReferenceValues(snapshot, tuple(_differences(draft, snapshot)))
+
+
+def _sev_policy(report: snp.SnpReport) -> SevPolicy:
+    """The values of 1.3.x; report_data is zeros, it differs in every report."""
+    return SevPolicy(
+        measurement=report.measurement.hex(),
+        report_data=bytes(64).hex(),
+        family_id=report.family_id.hex(),
+        image_id=report.image_id.hex(),
+        guest_svn=report.guest_svn,
+        id_key_digest=report.id_key_digest.hex(),
+        author_key_digest=report.author_key_digest.hex(),
+        policy=report.policy,
+        report_id=report.report_id.hex(),
+        report_id_ma=report.report_id_ma.hex(),
+    )
+
+
+class _TpmValues(msgspec.Struct):
+    """The fields of a snapshot that the TPM's quote and the IMA list give; all None without a TPM."""
+
+    tpm_policy: TpmPolicy | None = None
+    ak_name: str | None = None
+    boot_pcrs: dict[str, str] | None = None
+    clock: int | None = None
+    ima_policy: tuple[tuple[str, str], ...] | None = None
+
+
+def _tpm_values(evidence: Evidence) -> dict[str, object]:
+    values = _TpmValues()
+    if evidence.tpm is not None:
+        quote = tpm.parse_quote(evidence.tpm.quote)
+        pcrs = evidence.tpm.pcrs
+        values.tpm_policy = TpmPolicy(reset_count=quote.reset_count, restart_count=quote.restart_count)
+        values.ak_name = tpm.name(evidence.tpm.ak_public).hex()
+        values.boot_pcrs = {str(pcr): pcrs[pcr].hex() for pcr in BOOT_PCRS if pcr in pcrs} or None
+        values.clock = quote.clock
+    if evidence.ima_log is not None:
+        found = ima.policy_files(ima.parse_binary(evidence.ima_log))
+        values.ima_policy = tuple((ima.format_path(path), digest.hex()) for path, digest in found)
+    return msgspec.structs.asdict(values)
+
+
+def _differences(draft: Snapshot, kept: Snapshot) -> list[str]:
+    """What the agent's draft says of the platform, where it says anything, against what was appraised."""
+    lines = []
+    if draft.sev != kept.sev:
+        lines.append("tee_policy: the agent's snapshot describes another TEE guest than its evidence")
+    for name in ("tpm_policy", "ak_name", "boot_pcrs", "vmpl", "host_data"):
+        said, appraised = getattr(draft, name), getattr(kept, name)
+        if said is not None and said != appraised:
+            lines.append(f"{name}: the agent's snapshot says {said}, its evidence {appraised}")
+    if draft.filehashes is None and not kept.without_tpm:
+        lines.append("filehashes: the agent's snapshot has no file hashes")
+    return lines
