@@ -26,7 +26,15 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from cosmian_vm.devkit._amd_certificates import PSS, STAND_IN_SERIAL, YEAR, authority, chip_certificate, resigned
+from cosmian_vm.devkit._amd_certificates import (
+    PSS,
+    STAND_IN_SERIAL,
+    YEAR,
+    amd_name,
+    authority,
+    chip_certificate,
+    resigned,
+)
 from cosmian_vm.endorsements.amd import AmdEndorsements, load_certificate, load_crl, serial_number
 from cosmian_vm.evidence.snp import (
     SIGNED_SIZE,
