@@ -7,6 +7,7 @@ CosmianVmError
 │   └── ConfigError       agent.toml: file, key and what is expected
 ├── TransportError        no evidence to be had: unreachable, timed out              (exit 3)
 │   └── RefusedError      the agent answered, with an HTTP status that is no answer  (exit 3)
+├── PeerChangedError      the machine that was appraised is no longer the one that answers (exit 1)
 ├── AttesterError         a device of this machine failed (agent side)
 │   └── NotAvailableError the machine has no such device
 └── OrderError            the agent declines an order; carries the HTTP status
@@ -24,6 +25,7 @@ __all__ = [
     "InputError",
     "NotAvailableError",
     "OrderError",
+    "PeerChangedError",
     "RefusedError",
     "TransportError",
 ]
@@ -72,6 +74,10 @@ class RefusedError(TransportError):
     def __init__(self, message: str, *, status: int) -> None:
         self.status = status
         super().__init__(message)
+
+
+class PeerChangedError(CosmianVmError):
+    """A connection to what should be the machine just appraised shows another key: nothing is sent over it."""
 
 
 class AttesterError(CosmianVmError):
