@@ -13,6 +13,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 __all__ = [
+    "U16",
+    "U32",
+    "U64",
     "SevPolicy",
     "SgxBody",
     "SgxHeader",
@@ -21,9 +24,6 @@ __all__ = [
     "TdxPolicy",
     "TeePolicy",
     "TpmPolicy",
-    "U16",
-    "U32",
-    "U64",
     "check_hex",
 ]
 

@@ -37,12 +37,12 @@ from cosmian_vm.reference._policies import (
 )
 
 __all__ = [
-    "Anchor",
     "BOOT_PCRS",
     "DIGEST_SIZES",
-    "Enclave",
     "FORMAT_VERSION",
     "MAX_SNAPSHOT_SIZE",
+    "Anchor",
+    "Enclave",
     "SevPolicy",
     "SgxBody",
     "SgxHeader",
