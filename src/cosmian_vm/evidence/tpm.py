@@ -6,6 +6,7 @@ Parsing and serialising are exact inverses: what is accepted comes back byte for
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -86,6 +87,9 @@ _MAX_NAME = 66
 _MAX_SELECTIONS = 16
 _MAX_SELECT_BYTES = 4
 
+_CLOCK_AND_VERSION = struct.Struct(">QIIBQ")
+"""TPMS_CLOCK_INFO (u64 clock, u32 resetCount, u32 restartCount, u8 safe) and u64 firmwareVersion."""
+
 _ATTEST = "TPMS_ATTEST"
 _SIGNATURE = "TPMT_SIGNATURE"
 
@@ -108,7 +112,8 @@ class PcrSelection:
     @property
     def pcrs(self) -> tuple[int, ...]:
         """The selected PCRs, ascending."""
-        return tuple(i for i in range(8 * len(self.select)) if self.select[i >> 3] >> (i & 7) & 1)
+        bits = int.from_bytes(self.select, "little")
+        return tuple([i for i in range(bits.bit_length()) if bits >> i & 1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,14 +200,11 @@ def parse_quote(raw: bytes) -> TpmQuoteInfo:
         raise reader.error(f"{kind:#06x} ({known.get(kind, 'unknown')}) is not a quote", "type")
     signer = sized(reader, _MAX_NAME, "qualifiedSigner")
     extra = sized(reader, MAX_EXTRA_DATA, "extraData")
-    clock = reader.uint(8, "clockInfo.clock", big=True)
-    resets = u32(reader, "clockInfo.resetCount")
-    restarts = u32(reader, "clockInfo.restartCount")
-    safe = reader.u8("clockInfo.safe")
+    fixed = reader.take(_CLOCK_AND_VERSION.size, "clockInfo and firmwareVersion")
+    clock, resets, restarts, safe, firmware = _CLOCK_AND_VERSION.unpack(fixed)
     if safe > 1:
-        reader.position -= 1
+        reader.position -= 9
         raise reader.error(f"{safe} is neither YES (1) nor NO (0)", "clockInfo.safe")
-    firmware = reader.uint(8, "firmwareVersion", big=True)
     selections = _selections(reader)
     digest = sized(reader, MAX_DIGEST_SIZE, "pcrDigest")
     reader.end()

@@ -1,0 +1,339 @@
+"""Is this TPM quote genuine, ours, now, and of the machine that the snapshot describes? Pure.
+
+The procedure; each step is the check of that number below:
+
+1. ``tpm.ak``: the key is one that signs nothing but what its own TPM attests (restricted, sign, fixedTPM, fixedParent,
+   made inside the TPM, not for decryption), it is the key of the snapshot, and somebody vouches for it.
+2. ``tpm.signature``: the quote's bytes are signed by that key, under the scheme that is fixed in it, and are a quote.
+3. ``tpm.nonce``: the quote answers this very verification, over this very connection.
+4. ``tpm.pcr_selection``: exactly the PCRs that we asked for, the sha256 bank alone; the claimed values hash to it.
+5. ``tpm.clock``: no reboot since the snapshot, no rolled-back TPM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
+
+from cosmian_vm.errors import EvidenceFormatError
+from cosmian_vm.evidence.bundle import TpmEvidence
+from cosmian_vm.evidence.tpm import (
+    Alg,
+    ObjectAttributes,
+    TpmPublic,
+    TpmQuoteInfo,
+    TpmSignature,
+    algorithm_name,
+    compute_pcr_digest,
+    name,
+    parse_quote,
+    parse_signature,
+)
+from cosmian_vm.reference.snapshot import Anchor, Snapshot
+from cosmian_vm.verifier._quoted import NOTHING_QUOTED, QuotedPcrs
+from cosmian_vm.verifier._tpm_signature import STRONG_HASHES, SigningKey, key_of, load_ak, signature_problem
+from cosmian_vm.verifier.policy import Policy
+from cosmian_vm.verifier.result import Check, fail, ok, skip, warning
+
+__all__ = ["AK_ATTRIBUTES", "TPM_CHECKS", "appraise_tpm", "key_of", "quoted_pcrs", "signature_problem"]
+
+TPM_CHECKS = ("tpm.ak", "tpm.signature", "tpm.nonce", "tpm.pcr_selection", "tpm.clock")
+
+AK_ATTRIBUTES = (
+    (ObjectAttributes.RESTRICTED, "restricted", "it signs whatever it is given, so its quotes can be made up"),
+    (ObjectAttributes.SIGN, "sign", "it is no signing key"),
+    (ObjectAttributes.FIXED_TPM, "fixedTPM", "it can be copied to another TPM"),
+    (ObjectAttributes.FIXED_PARENT, "fixedParent", "it can be moved to another TPM"),
+    (ObjectAttributes.SENSITIVE_DATA_ORIGIN, "sensitiveDataOrigin", "it was made outside the TPM"),
+)
+"""What an attestation key must be, and what it would mean if it were not."""
+
+_AK_MASK = sum(bit for bit, _, _ in AK_ATTRIBUTES)
+_DECRYPT = int(ObjectAttributes.DECRYPT)
+
+_ANCHORS: dict[Anchor, str] = {
+    "tee": "the TEE's own report vouches for it",
+    "svsm": "the TEE's service module holds it",
+    "certificate": "the TPM's maker certified it",
+    "operator": "only the cloud operator vouches for it: this TPM's word holds against everyone but the operator",
+}
+_SIGNING_SCHEMES = frozenset({Alg.ECDSA, Alg.RSASSA, Alg.RSAPSS})
+_SHA256 = "sha256"
+_STATIC_BYTES = 2  # of the bitmap: PCRs 0 to 15 keep their values until the TPM is reset
+
+_NO_TPM = "the agent sent no TPM quote, so nothing proves what was booted and run; fix the VM's TPM"
+_NO_TPM_REMEDY = "a VM that has none needs a snapshot taken with --without-tpm"
+_UNSAFE_CLOCK = "the TPM lost power without a shutdown and cannot vouch for its clock yet"
+_RELAY = "version 1 of the API does not tie it to this connection: another machine's quote could be relayed"
+
+
+class _Read(NamedTuple):
+    """The three structures, each parsed or the reason why not."""
+
+    public: TpmPublic | None
+    key: SigningKey | None
+    signature: TpmSignature | None
+    quote: TpmQuoteInfo | None
+    ak_problem: str = ""
+    signature_problem: str = ""
+    quote_problem: str = ""
+
+
+_parse_quote = lru_cache(maxsize=64)(parse_quote)
+_parse_signature = lru_cache(maxsize=64)(parse_signature)
+
+
+def _read(tpm: TpmEvidence) -> _Read:
+    public = key = signature = quote = None
+    ak_problem = signature_trouble = quote_problem = ""
+    try:
+        public, key = load_ak(tpm.ak_public)
+    except EvidenceFormatError as exc:
+        ak_problem = str(exc)
+    try:
+        signature = _parse_signature(tpm.signature)
+    except EvidenceFormatError as exc:
+        signature_trouble = str(exc)
+    try:
+        quote = _parse_quote(tpm.quote)
+    except EvidenceFormatError as exc:
+        quote_problem = str(exc)
+    return _Read(public, key, signature, quote, ak_problem, signature_trouble, quote_problem)
+
+
+def appraise_tpm(
+    tpm: TpmEvidence | None,
+    *,
+    binding: bytes,
+    expected_pcrs: frozenset[int],
+    reference: Snapshot | None,
+    policy: Policy,
+    api: int,
+    anchor: Anchor = "operator",
+) -> list[Check]:
+    """The checks of TPM_CHECKS, in that order.
+
+    ``binding``: what extraData must be: the binding of version 2 (32 bytes), the nonce in version 1.
+    ``expected_pcrs``: the PCRs that were asked for. ``reference``: None while a snapshot is being taken. ``api``: the
+    version that was spoken. ``anchor``: who vouches for the AK, as established by the caller. A reboot is a warning
+    with ``policy.allow_reboot``: that AK, boot PCRs and the IMA log hold is for the caller to combine.
+    """
+    if tpm is None:
+        if policy.without_tpm:
+            return [skip(check_id, "no TPM is expected on this machine (--without-tpm)") for check_id in TPM_CHECKS]
+        return [fail(check_id, f"{_NO_TPM}; {_NO_TPM_REMEDY}") for check_id in TPM_CHECKS]
+    read = _read(tpm)
+    checks = [
+        _check_ak(tpm, read, reference, api, anchor),
+        _check_signature(tpm, read),
+    ]
+    if read.quote is None:
+        line = f"the quote cannot be read ({read.quote_problem})"
+        return [*checks, *(fail(check_id, line) for check_id in TPM_CHECKS[2:])]
+    return [
+        *checks,
+        _check_nonce(read.quote, binding, api),
+        _check_selection(tpm, read, expected_pcrs, api),
+        _check_clock(read.quote, reference, policy),
+    ]
+
+
+def quoted_pcrs(tpm: TpmEvidence | None) -> QuotedPcrs:
+    """The PCR values of the sha256 bank that the quote's digest covers; NOTHING_QUOTED where it covers none.
+
+    Says nothing about the quote's signature or freshness: these are checks of their own.
+    """
+    if tpm is None:
+        return NOTHING_QUOTED
+    try:
+        quote, signature = _parse_quote(tpm.quote), _parse_signature(tpm.signature)
+    except EvidenceFormatError:
+        return NOTHING_QUOTED
+    if _selection_problem(quote):
+        return NOTHING_QUOTED
+    selected = quote.pcr_selections[0].pcrs
+    if tpm.pcrs:
+        if _digest_problem(tpm, quote, signature):
+            return NOTHING_QUOTED
+        return QuotedPcrs(values={pcr: tpm.pcrs[pcr] for pcr in selected})
+    if len(selected) == 1 and signature.hash_alg == Alg.SHA256:
+        return QuotedPcrs(digest=quote.pcr_digest, digest_pcr=selected[0])
+    return NOTHING_QUOTED
+
+
+def _ak_problems(public: TpmPublic) -> list[str]:
+    """What keeps a key from being an attestation key."""
+    attributes = int(public.attributes)
+    problems = []
+    if attributes & _AK_MASK != _AK_MASK:
+        problems = [f"not {word}: {why}" for bit, word, why in AK_ATTRIBUTES if not attributes & bit]
+    if attributes & _DECRYPT:
+        problems.append("also a decryption key")
+    if public.name_alg not in STRONG_HASHES:
+        problems.append(f"named with {algorithm_name(public.name_alg)}, which is not accepted")
+    scheme = public.scheme
+    if scheme.scheme not in _SIGNING_SCHEMES or scheme.hash_alg not in STRONG_HASHES:
+        problems.append("without a fixed signing scheme of ECDSA, RSASSA or RSAPSS with SHA-256 or better")
+    return problems
+
+
+def _check_ak(tpm: TpmEvidence, read: _Read, reference: Snapshot | None, api: int, anchor: Anchor) -> Check:
+    """Step 1. That the TEE's report_data names this key is ``tee.report_data``."""
+    if read.public is None:
+        return fail("tpm.ak", f"the attestation key cannot be used ({read.ak_problem})")
+    problems = _ak_problems(read.public)
+    if problems:
+        line = f"the key that signed is no attestation key: {problems[0]}; let the agent make its AK anew"
+        return fail("tpm.ak", line, problems[1:])
+    ak_name = name(tpm.ak_public)
+    expected = reference.ak_name_bytes if reference is not None else None
+    if expected is not None and ak_name != expected:
+        line = (
+            f"the attestation key is {ak_name.hex()}, the snapshot has {expected.hex()}: another TPM or a cleared one"
+        )
+        return fail("tpm.ak", f"{line}; take a new snapshot only if you know why")
+    recorded = reference.anchor if reference is not None else None
+    if recorded is not None and recorded != anchor and anchor == "operator":
+        line = f"the snapshot's anchor of the attestation key was {recorded!r}, now it is {anchor!r}"
+        return fail("tpm.ak", f"{line}: what vouched for the key is gone")
+    details = [f"name {ak_name.hex()}"]
+    if reference is not None and expected is None:
+        return warning(
+            "tpm.ak", "the snapshot does not name its attestation key: any TPM would do; take a new snapshot"
+        )
+    if api == 1:
+        return warning("tpm.ak", f"the attestation key is a proper one, but {_RELAY}", details)
+    line = f"the attestation key has the anchor {anchor!r}: {_ANCHORS[anchor]}"
+    return warning("tpm.ak", line, details) if anchor == "operator" else ok("tpm.ak", line, details)
+
+
+def _check_signature(tpm: TpmEvidence, read: _Read) -> Check:
+    """Step 2, over the bytes that came: nothing is serialised again."""
+    if read.signature is None:
+        return fail("tpm.signature", f"the quote's signature cannot be read ({read.signature_problem})")
+    if read.public is None or read.key is None:
+        return fail("tpm.signature", f"there is no key to check the quote with ({read.ak_problem})")
+    scheme, signature = read.public.scheme, read.signature
+    if (scheme.scheme, scheme.hash_alg) != (signature.algorithm, signature.hash_alg) and scheme.scheme != Alg.NULL:
+        fixed = f"{algorithm_name(scheme.scheme)}-{algorithm_name(scheme.hash_alg)}"
+        return fail("tpm.signature", f"signed with {signature.scheme_name}, the attestation key is fixed to {fixed}")
+    problem = signature_problem(read.key, signature, tpm.quote)
+    if problem:
+        return fail("tpm.signature", f"the quote is not by this attestation key: {problem}; do not trust this machine")
+    if read.quote is None:
+        return fail("tpm.signature", f"what is signed is no quote ({read.quote_problem})")
+    return ok("tpm.signature", f"the quote is signed by the attestation key ({signature.scheme_name})")
+
+
+def _check_nonce(quote: TpmQuoteInfo, binding: bytes, api: int) -> Check:
+    """Step 3."""
+    if not binding or quote.extra_data != binding:
+        line = (
+            "the quote answers another challenge: replayed, or made for another connection; do not trust this machine"
+        )
+        return fail("tpm.nonce", line, [f"quoted {quote.extra_data.hex() or 'nothing'}", f"expected {binding.hex()}"])
+    if api == 1:
+        return warning("tpm.nonce", f"the quote answers this challenge, but {_RELAY}")
+    return ok("tpm.nonce", "the quote answers this challenge, over this connection")
+
+
+def _selection_problem(quote: TpmQuoteInfo) -> str:
+    """Why the selection is not one of static PCRs in the sha256 bank alone; empty if it is."""
+    selections = quote.pcr_selections
+    if len(selections) != 1 or selections[0].bank != _SHA256:
+        banks = ", ".join(s.bank for s in selections) or "none"
+        return f"the quote is over the banks {banks}; exactly one selection, of the sha256 bank, is accepted"
+    if any(selections[0].select[_STATIC_BYTES:]):
+        resettable = [pcr for pcr in selections[0].pcrs if pcr >= 8 * _STATIC_BYTES]
+        return f"the quote covers PCR {_listed(resettable)}, which software can reset"
+    return ""
+
+
+def _digest_problem(tpm: TpmEvidence, quote: TpmQuoteInfo, signature: TpmSignature) -> str:
+    """Why the claimed PCR values are not those that were quoted; empty if they are."""
+    selected = set(quote.pcr_selections[0].pcrs)
+    if tpm.pcrs.keys() != selected:
+        return f"values were sent for PCR {_listed(tpm.pcrs)}, quoted is PCR {_listed(selected)}"
+    try:
+        digest = compute_pcr_digest(quote.pcr_selections, {_SHA256: tpm.pcrs}, signature.hash_alg)
+    except EvidenceFormatError as exc:
+        return str(exc)
+    return "" if digest == quote.pcr_digest else "the PCR values that were sent are not those that the TPM quoted"
+
+
+def _check_selection(tpm: TpmEvidence, read: _Read, expected: frozenset[int], api: int) -> Check:
+    """Step 4."""
+    quote, signature = read.quote, read.signature
+    if quote is None or signature is None:
+        return fail("tpm.pcr_selection", "the quote or its signature cannot be read")
+    problem = _selection_problem(quote)
+    if problem:
+        return fail("tpm.pcr_selection", f"{problem}; the agent does not do what it was asked for")
+    selected = quote.pcr_selections[0].pcrs
+    if not expected or frozenset(selected) != expected:
+        line = f"the quote covers PCR {_listed(selected)}; asked for were exactly {_listed(expected)}"
+        return fail("tpm.pcr_selection", f"{line}: the agent does not do what it was asked for")
+    if api != 1 or tpm.pcrs:
+        problem = _digest_problem(tpm, quote, signature)
+        if problem:
+            return fail("tpm.pcr_selection", f"{problem}; do not trust this machine")
+    if api == 1:
+        line = f"version 1 of the API quotes PCR {_listed(selected)} alone: what was booted is not proven"
+        return warning("tpm.pcr_selection", line)
+    return ok("tpm.pcr_selection", f"the quote covers PCR {_listed(selected)} of the sha256 bank, as asked")
+
+
+def _check_clock(quote: TpmQuoteInfo, reference: Snapshot | None, policy: Policy) -> Check:
+    """Step 5."""
+    counters = f"resetCount {quote.reset_count}, restartCount {quote.restart_count}, clock {quote.clock} ms"
+    problems = []
+    if not quote.safe:
+        problems.append(f"{_UNSAFE_CLOCK}; reboot the VM properly, or verify again in 70 minutes")
+    if reference is None:
+        return fail("tpm.clock", problems[0]) if problems else ok("tpm.clock", f"the TPM's clock is safe ({counters})")
+    recorded = reference.tpm_policy
+    resets = restarts = 0
+    if recorded is not None and recorded.reset_count is not None:
+        resets = _advance(recorded.reset_count, quote.reset_count)
+    if recorded is not None and recorded.restart_count is not None and resets == 0:
+        restarts = _advance(recorded.restart_count, quote.restart_count)
+    if resets < 0 or restarts < 0:
+        problems.append("the TPM counts fewer reboots than at the snapshot: it was rolled back or replaced")
+    if reference.clock is not None and quote.clock < reference.clock:
+        problems.append(
+            f"the TPM's clock ({quote.clock} ms) is before the snapshot's ({reference.clock} ms): it was rolled back"
+        )
+    if problems:
+        return fail("tpm.clock", f"{problems[0]}", [*problems[1:], counters])
+    if resets or restarts:
+        what, count = ("rebooted", resets) if resets else ("suspended or restarted", restarts)
+        line = f"the VM was {what} {count} time{'' if count == 1 else 's'} since the snapshot"
+        if policy.allow_reboot:
+            return warning("tpm.clock", f"{line} (accepted by --allow-reboot)", [counters])
+        return fail(
+            "tpm.clock", f"{line}: if that was you, verify with --allow-reboot or take a new snapshot", [counters]
+        )
+    if recorded is None or recorded.reset_count is None or recorded.restart_count is None:
+        return skip("tpm.clock", "the snapshot has no TPM counters, so a reboot cannot be seen; take a new snapshot")
+    return ok("tpm.clock", f"no reboot since the snapshot ({counters})")
+
+
+def _advance(recorded: int, now: int) -> int:
+    """How far a 32-bit counter went on, negative if back.
+
+    A TPM adds a constant to the counters for keys outside the endorsement hierarchy (part 1, 36.7), so they may wrap.
+    """
+    step = (now - recorded) & 0xFFFFFFFF
+    return step if step < 1 << 31 else step - (1 << 32)
+
+
+def _listed(pcrs: Iterable[int]) -> str:
+    """``0-9, 11``."""
+    runs: list[list[int]] = []
+    for pcr in sorted(pcrs):
+        if runs and pcr == runs[-1][1] + 1:
+            runs[-1][1] = pcr
+        else:
+            runs.append([pcr, pcr])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "none"
