@@ -22,6 +22,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from errno import EIO
 from hashlib import new as new_hash
 from resource import RUSAGE_SELF, getrusage
 from select import POLLIN, poll
@@ -30,8 +32,10 @@ __all__ = ["CHANGED", "NOT_REGULAR", "Reader", "Walk", "main"]
 
 BUFFER_SIZE = 256 * 1024
 """Bytes of a file that a worker holds at once."""
-BATCH_FILES = 64
-BATCH_BYTES = 16 * 1024  # two batches fit a pipe, so that handing one out does not block
+BATCH_FILES = 60
+"""Files in a batch: with the longest digests the answer still fits the smallest pipe (4096 bytes). So a worker can
+always answer and take its next batch, while the helper hands out that one: neither waits for the other for ever."""
+BATCH_BYTES = 16 * 1024
 QUEUE_PER_WORKER = 2
 MAX_PENDING = 64 * 1024
 """Files that the walk may be ahead of the hashing."""
@@ -87,7 +91,7 @@ class Walk:
             names: list[bytes] = []
             folders: list[bytes] = []
             try:
-                with os.scandir(b"." + prefix) as entries:
+                with _entries(b"." + prefix[:-1]) as entries:
                     for entry in entries:
                         if mounts and prefix + entry.name in self._mounts:
                             continue
@@ -105,6 +109,17 @@ class Walk:
             if names:
                 names.sort()
                 yield prefix, names
+
+
+@contextmanager
+def _entries(path: bytes) -> Iterator[Iterator[os.DirEntry[bytes]]]:
+    """A directory's entries, unless a symbolic link has taken its place since it was listed."""
+    fd = os.open(path, _OPEN | os.O_DIRECTORY)
+    try:
+        with os.scandir(b"/proc/self/fd/%d" % fd) as entries:  # by number, scandir would give text
+            yield entries
+    finally:
+        os.close(fd)
 
 
 class Reader:
@@ -147,6 +162,8 @@ class Reader:
             size = os.readv(fd, [self._buffer])
             hasher.update(self._view[:size])
             total += size
+            if total > before.st_size:
+                break  # it grows, perhaps for ever
         self.bytes_read += total
         after = os.fstat(fd)
         if total != before.st_size or after.st_size != total or after.st_mtime_ns != before.st_mtime_ns:
@@ -167,8 +184,12 @@ class Reader:
                     digests.append(self.digest(b"." + path))
                 statuses.append(0)
             except OSError as exc:
-                statuses.append(exc.errno if exc.errno and exc.errno < CHANGED else exc.errno or CHANGED)
+                statuses.append(_status(exc))
         return bytes(statuses) + b"".join(digests)
+
+
+def _status(exc: OSError) -> int:
+    return exc.errno if exc.errno and exc.errno < 256 else EIO
 
 
 def _read(fd: int, size: int) -> bytes:

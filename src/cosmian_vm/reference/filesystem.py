@@ -101,7 +101,14 @@ def walk_and_hash(
         size = hashlib.new(name, usedforsecurity=False).digest_size
     except ValueError as exc:
         raise AttesterError(f"the hash algorithm {algorithm} is not available here; set ima_hash= to another") from exc
-    command: list[bytes] = [os.fsencode(sys.executable), b"-I", b"-S", os.fsencode(_hasher.__file__), name.encode()]
+    command: list[bytes] = [
+        os.fsencode(sys.executable),
+        b"-B",
+        b"-I",
+        b"-S",
+        os.fsencode(_hasher.__file__),
+        name.encode(),
+    ]
     root = os.path.realpath(os.fsencode(scope.root))
     excluded = [b"/" + os.fsencode(path).strip(b"/") for path in scope.excluded]
     mounts = foreign_mounts(_mountinfo(), root, excluded)

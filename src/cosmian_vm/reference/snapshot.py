@@ -251,8 +251,8 @@ def load(path: str | Path) -> Snapshot:
     try:
         with Path(path).open("rb") as file:
             raw = file.read(MAX_SNAPSHOT_SIZE + 1)
-    except OSError as exc:
-        raise InputError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    except (OSError, ValueError) as exc:
+        raise InputError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
     if len(raw) > MAX_SNAPSHOT_SIZE:
         raise InputError(f"{path}: larger than {MAX_SNAPSHOT_SIZE} bytes, this is no snapshot")
     return parse(raw, str(path))
