@@ -40,6 +40,7 @@ __all__ = [
     "parse_chip_certificate",
     "pinned_intermediates",
     "pinned_roots",
+    "revoked_serials",
     "serial_number",
 ]
 
@@ -149,6 +150,13 @@ def serial_number(certificate: x509.Certificate) -> int:
     """The serial number, AMD's zeros included."""
     with _serial_zero_is_known():
         return certificate.serial_number
+
+
+@lru_cache(maxsize=32)
+def revoked_serials(crl: x509.CertificateRevocationList) -> frozenset[int]:
+    """The serial numbers that a CRL names, AMD's zeros included."""
+    with _serial_zero_is_known():
+        return frozenset(entry.serial_number for entry in crl)
 
 
 def common_name(name: x509.Name) -> str:
