@@ -1,0 +1,191 @@
+"""Did the machine boot what it booted when the snapshot was taken? Pure.
+
+PCRs 0 to 9 and 11 to 15 must equal the snapshot's: that decides. The boot event log only explains: where it replays to
+the quoted values its events are what was extended, so a difference can be named; where it does not, it is wrong or
+forged, and that fails too, because it was sent as evidence. PCRs 11 and 15 are extended after the firmware's log was
+closed (systemd: boot phases, machine identity), so the log need not replay to these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+
+from cosmian_vm.errors import EvidenceFormatError
+from cosmian_vm.evidence.boot_log import BootEvent, extensions, parse, startup_value
+from cosmian_vm.reference.snapshot import BOOT_PCRS, Snapshot
+from cosmian_vm.verifier.policy import Policy
+from cosmian_vm.verifier.result import Check, fail, ok, skip, warning
+
+__all__ = ["EXTENDED_AFTER_BOOT", "PCR_ROLES", "appraise_boot"]
+
+CHECK_ID = "tpm.boot_pcrs"
+
+EXTENDED_AFTER_BOOT = frozenset({11, 15})
+"""PCRs that a running system goes on extending without writing to the firmware's log."""
+
+PCR_ROLES: Mapping[int, str] = {
+    0: "firmware",
+    1: "firmware settings and boot order",
+    2: "option ROMs",
+    3: "option ROM settings",
+    4: "boot loader and kernel",
+    5: "partition table and boot loader settings",
+    6: "host platform",
+    7: "Secure Boot keys and state",
+    8: "boot loader commands",
+    9: "files read by the boot loader, initrd, command line",
+    11: "unified kernel image and boot phases",
+    12: "kernel command line and credentials",
+    13: "system extensions",
+    14: "machine owner's keys (MOK)",
+    15: "system identity",
+}
+"""What each PCR measures (PC Client Platform Firmware Profile 3.3.4; Linux TPM PCR Registry)."""
+
+_BANK = "sha256"
+_MAX_EXPLAINED = 256
+"""Longest run of events of one PCR that is searched for the one that differs (quadratic)."""
+_MAX_SHOWN = 12
+
+_NO_LOG = "the agent sent no boot event log, so nothing could explain a later difference"
+
+_Steps = Sequence[tuple[BootEvent, bytes]]
+
+
+def appraise_boot(
+    boot_event_log: bytes | None, pcrs: Mapping[int, bytes], reference: Snapshot | None, policy: Policy
+) -> list[Check]:
+    """The check ``tpm.boot_pcrs``.
+
+    ``boot_event_log``: as the agent sent it. ``pcrs``: sha256 values that the TPM's quote covers (QuotedPcrs.values);
+    empty where nothing usable was quoted. ``reference``: None while a snapshot is being taken.
+    """
+    expected = reference.boot_pcr_values() if reference is not None else {}
+    if not pcrs:
+        return [_nothing_quoted(expected, policy)]
+    steps, start, log_problem = _read_log(boot_event_log)
+    contradictions = [] if log_problem else _contradictions(steps, start, pcrs)
+    differing = [pcr for pcr in sorted(expected) if pcrs.get(pcr) != expected[pcr]]
+    details = []
+    for pcr in differing:
+        details += _explain(
+            pcr, pcrs.get(pcr), expected[pcr], steps.get(pcr, ()), start, trusted=pcr not in contradictions
+        )
+    if log_problem:
+        details.append(f"the boot event log cannot be used: {log_problem}")
+    if differing:
+        roles = "; ".join(f"PCR {pcr} ({PCR_ROLES.get(pcr, 'unknown')})" for pcr in differing)
+        line = f"the machine did not boot as at the snapshot: {roles}; if you changed this, take a new snapshot"
+        return [fail(CHECK_ID, line, details)]
+    if log_problem:
+        return [fail(CHECK_ID, f"the boot event log cannot be used: {log_problem}")]
+    if contradictions:
+        listed = ", ".join(map(str, contradictions))
+        line = f"the boot event log does not replay to the quoted value of PCR {listed}: it is incomplete or forged"
+        return [fail(CHECK_ID, line)]
+    return [_all_equal(expected, pcrs, boot_event_log, reference, policy)]
+
+
+def _nothing_quoted(expected: Mapping[int, bytes], policy: Policy) -> Check:
+    if policy.without_tpm:
+        return skip(CHECK_ID, "no TPM is expected on this machine (--without-tpm)")
+    if policy.api == 1 and not expected:
+        return warning(CHECK_ID, "version 1 of the API quotes no boot PCRs: what was booted is not proven")
+    return fail(CHECK_ID, "no boot PCRs were quoted, so what was booted is not proven; see the other tpm checks")
+
+
+def _all_equal(
+    expected: Mapping[int, bytes],
+    pcrs: Mapping[int, bytes],
+    boot_event_log: bytes | None,
+    reference: Snapshot | None,
+    policy: Policy,
+) -> Check:
+    """No difference and no contradiction: how much was there to compare?"""
+    note = [] if boot_event_log is not None else [_NO_LOG]
+    if reference is None:
+        if note:
+            return warning(CHECK_ID, f"{_NO_LOG} from the snapshot that is being taken")
+        return ok(CHECK_ID, "the boot event log replays to the quoted PCRs that it covers")
+    if not expected:
+        if policy.api == 1:
+            return warning(CHECK_ID, "the snapshot is of version 1 and has no boot PCRs: what was booted is not proven")
+        return skip(
+            CHECK_ID, "the snapshot has no boot PCRs, so what was booted is not proven; take a new snapshot", note
+        )
+    missing = [pcr for pcr in BOOT_PCRS if pcr in pcrs and pcr not in expected]
+    if missing:
+        listed = ", ".join(map(str, missing))
+        return fail(CHECK_ID, f"the snapshot has no value for PCR {listed}: it was cut; take a new snapshot")
+    return ok(CHECK_ID, f"the machine booted as at the snapshot ({len(expected)} boot PCRs)", note)
+
+
+def _read_log(raw: bytes | None) -> tuple[dict[int, _Steps], Mapping[int, bytes], str]:
+    """Events and digests by PCR, each PCR's value at start, and what is wrong with the log (empty: nothing)."""
+    if raw is None:
+        return {}, {}, ""
+    try:
+        log = parse(raw)
+        if _BANK not in log.banks:
+            # A log of SHA-1 alone says nothing about the bank that we trust: it explains nothing, it denies nothing.
+            return {}, {}, ""
+        steps: dict[int, _Steps] = dict(extensions(log, _BANK))
+        return steps, {pcr: startup_value(log, _BANK, pcr) for pcr in steps}, ""
+    except EvidenceFormatError as exc:
+        return {}, {}, str(exc)
+
+
+def _contradictions(steps: Mapping[int, _Steps], start: Mapping[int, bytes], pcrs: Mapping[int, bytes]) -> list[int]:
+    """PCRs that the log covers and does not replay to."""
+    covered = [pcr for pcr in sorted(steps) if pcr in BOOT_PCRS and pcr in pcrs and pcr not in EXTENDED_AFTER_BOOT]
+    return [pcr for pcr in covered if _run(start[pcr], [digest for _, digest in steps[pcr]]) != pcrs[pcr]]
+
+
+def _run(value: bytes, digests: Sequence[bytes]) -> bytes:
+    for digest in digests:
+        value = sha256(value + digest).digest()
+    return value
+
+
+def _explain(
+    pcr: int, now: bytes | None, before: bytes, steps: _Steps, start: Mapping[int, bytes], *, trusted: bool
+) -> list[str]:
+    """What is known about one PCR that differs, one thing a line."""
+    role = PCR_ROLES.get(pcr, "unknown")
+    if now is None:
+        return [f"PCR {pcr} ({role}) was not quoted"]
+    lines = [f"PCR {pcr} ({role}) is {now.hex()}, the snapshot has {before.hex()}"]
+    if not steps:
+        return [*lines, f"PCR {pcr}: the boot event log does not cover it"]
+    if not trusted:
+        return [*lines, f"PCR {pcr}: the boot event log does not replay to it, so its events explain nothing"]
+    if pcr in EXTENDED_AFTER_BOOT and _run(start[pcr], [digest for _, digest in steps]) != now:
+        lines.append(f"PCR {pcr}: the running system extended it too, beyond what the boot event log says")
+    found = _culprits(start[pcr], steps, before)
+    if found:
+        return [*lines, *(f"PCR {pcr}: {_named(event)} was not there at the snapshot" for event in found[:_MAX_SHOWN])]
+    lines.append(f"PCR {pcr}: one of these {len(steps)} events changed, or one is missing:")
+    return [*lines, *(f"PCR {pcr}: {_named(event)}" for event, _ in steps[:_MAX_SHOWN])]
+
+
+def _culprits(start: bytes, steps: _Steps, before: bytes) -> list[BootEvent]:
+    """The events without which the PCR would be as at the snapshot: the last ones, or any single one; else none."""
+    value = start
+    for done, (_, digest) in enumerate(steps):
+        if value == before:
+            return [event for event, _ in steps[done:]]
+        value = sha256(value + digest).digest()
+    if len(steps) > _MAX_EXPLAINED:
+        return []
+    digests = [digest for _, digest in steps]
+    value = start
+    for left_out, (event, digest) in enumerate(steps):
+        if _run(value, digests[left_out + 1 :]) == before:
+            return [event]
+        value = sha256(value + digest).digest()
+    return []
+
+
+def _named(event: BootEvent) -> str:
+    return f"event {event.number}, {event.type_name}: {event.description}"
