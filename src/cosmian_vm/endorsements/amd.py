@@ -153,16 +153,17 @@ def serial_number(certificate: x509.Certificate) -> int:
 
 
 @lru_cache(maxsize=32)
-def revoked_serials(crl: x509.CertificateRevocationList) -> frozenset[int]:
-    """The serial numbers that a CRL names, AMD's zeros included."""
+def revoked_serials(der: bytes) -> frozenset[int]:
+    """The serial numbers that a CRL (DER) names, AMD's zeros included. Raises EndorsementError."""
+    crl = load_crl(der)
     with _serial_zero_is_known():
         return frozenset(entry.serial_number for entry in crl)
 
 
 def common_name(name: x509.Name) -> str:
-    """The first common name, or an empty string."""
+    """The first common name, at most 200 characters of it; an empty string where there is none."""
     found = name.get_attributes_for_oid(_OID_COMMON_NAME)
-    return str(found[0].value) if found else ""
+    return str(found[0].value)[:200] if found else ""
 
 
 def _one_line(error: Exception) -> str:

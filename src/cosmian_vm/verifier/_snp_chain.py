@@ -102,7 +102,7 @@ def gather(evidence: SnpEvidence, endorsements: AmdEndorsements) -> Gathered:
     """Sort out what came with the evidence and what was fetched. Nothing in it is believed, bad ones are named."""
     problems: list[str] = []
     certificates: dict[x509.Certificate, None] = {}
-    crls: dict[x509.CertificateRevocationList, None] = {}
+    crls: dict[bytes, x509.CertificateRevocationList] = {}
     for number, der in enumerate(evidence.certificates, 1):
         try:
             certificates.setdefault(load_certificate(der))
@@ -110,12 +110,13 @@ def gather(evidence: SnpEvidence, endorsements: AmdEndorsements) -> Gathered:
             problems.append(f"certificate {number} beside the report: {exc}")
     for number, der in enumerate(evidence.crls, 1):
         try:
-            crls.setdefault(load_crl(der))
+            crls.setdefault(der, load_crl(der))
         except EndorsementError as exc:
             problems.append(f"CRL {number} beside the report: {exc}")
     certificates.update(dict.fromkeys(endorsements.certificates))
-    crls.update(dict.fromkeys(endorsements.crls))
-    chips, others = [], []
+    crls.update((crl.public_bytes(Encoding.DER), crl) for crl in endorsements.crls)
+    chips: list[ChipCertificate] = []
+    others: list[x509.Certificate] = []
     for certificate in certificates:
         if not is_chip_certificate(certificate):
             others.append(certificate)
@@ -124,7 +125,7 @@ def gather(evidence: SnpEvidence, endorsements: AmdEndorsements) -> Gathered:
                 chips.append(parse_chip_certificate(certificate))
             except EndorsementError as exc:
                 problems.append(str(exc))
-    return Gathered(tuple(chips), tuple(others), tuple(crls), tuple(problems))
+    return Gathered(tuple(chips), tuple(others), tuple(crls.values()), tuple(problems))
 
 
 def by_fitness(chips: Iterable[ChipCertificate], report: SnpReport) -> list[ChipCertificate]:
@@ -289,10 +290,8 @@ def product_problem(report: SnpReport | None, chain: Chain) -> str | None:
     if report is None or report.version < 3:  # version 2 does not say which processor it is from
         return None
     if report.product is not root:
-        cpu = f"CPUID family {report.cpuid_fam_id:#x} model {report.cpuid_mod_id:#x}"
-        return (
-            f"the report is from another processor ({report.product or 'unknown'}: {cpu}), the chain is that of {root}"
-        )
+        cpu = f"{report.product or 'unknown'}, CPUID family {report.cpuid_fam_id:#x} model {report.cpuid_mod_id:#x}"
+        return f"the report is from another processor ({cpu}), the chain is that of {root}"
     return None
 
 

@@ -82,10 +82,11 @@ def _read(crl: x509.CertificateRevocationList, chain: Chain, now: datetime, foun
     if issuer is None:
         return
     name = common_name(issuer.subject)
-    if not _is_authentic(crl.public_bytes(Encoding.DER), issuer.public_bytes(Encoding.DER)):
+    der = crl.public_bytes(Encoding.DER)
+    if not _is_authentic(der, issuer.public_bytes(Encoding.DER)):
         found.forged.append(f"A revocation list in the name of {name!r} is not signed by its key")
         return
-    serials = revoked_serials(crl)
+    serials = revoked_serials(der)
     under = (chain.intermediate, chain.chip.certificate) if issuer is chain.root else (chain.chip.certificate,)
     for certificate in under:
         serial = serial_number(certificate)

@@ -296,7 +296,7 @@ def _shown(name: str, value: int | bytes | None) -> str:
 
 
 def _instance(report: SnpReport, reference: Snapshot | None, policy: Policy) -> Check:
-    """``tee.instance``. A guest keeps its REPORT_ID from launch to shutdown: another one is a reboot, or another guest."""
+    """``tee.instance``. A guest has one REPORT_ID until it is shut down: another is a reboot, or another guest."""
     if reference is None:
         return skip("tee.instance", "There is no snapshot to compare with")
     expected = None if reference.sev is None else reference.sev.bytes_of("report_id")
