@@ -12,7 +12,7 @@ from typing import Protocol
 
 from cosmian_vm.evidence.bundle import TeeKind
 
-__all__ = ["FileScope", "Logs", "Platform", "TeeDevice", "TeeQuote", "TpmDevice", "TpmQuote"]
+__all__ = ["FileScope", "Logs", "Platform", "TeeDevice", "TeeQuote", "TpmDevice", "TpmQuote", "detect"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,3 +119,15 @@ class Platform:
     logs: Logs
     cloud: str | None = None
     scope: FileScope = FileScope()
+
+
+def detect(tpm_device: str | None, *, root: Path = Path("/")) -> Platform:
+    """The real devices of this machine. ``tpm_device``: path of the TPM's device file, None where there is no TPM.
+
+    What is not there is None, and a line in the log says so. ``root`` stands for ``/`` in tests. Raises
+    NotAvailableError where ``tpm_device`` is named but not there (a machine must not lose its TPM in silence), and
+    AttesterError where a foreign object stands in the place of its attestation key.
+    """
+    from cosmian_vm.attester import _detect  # the devices' modules need the types above
+
+    return _detect.find(tpm_device, root)
