@@ -75,6 +75,8 @@ Anchor = Literal["tee", "svsm", "certificate", "operator"]
 """Who vouches for the AK."""
 
 _HEX = "0123456789abcdef"
+_SHOWN = 400
+_CLOCK_END = 1 << 64
 _AK_NAME_SIZES = frozenset({22, 34, 50, 66})  # TPMI_ALG_HASH (2 bytes) and a digest
 
 
@@ -172,6 +174,8 @@ class Snapshot(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
 
 
 def _check_platform(snapshot: Snapshot) -> None:
+    if snapshot.clock is not None and snapshot.clock >= _CLOCK_END:
+        raise ValueError("clock must fit 64 bits")
     if snapshot.host_data is not None:
         check_hex("host_data", snapshot.host_data, 32)
     for value in snapshot.rtmrs or ():
@@ -236,14 +240,16 @@ def parse(raw: bytes, what: str) -> Snapshot:
     except msgspec.ValidationError as exc:
         place = _PLACE.match(str(exc))
         problem, field = (place["problem"], place["field"]) if place else (str(exc), "")
-        where = f", field {field}" if field else ""
+        where = f", field {_plain(field)}" if field else ""
         raise InputError(f"{what}{where}: {_plain(problem)}") from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise InputError(f"{what}: not a snapshot, not even JSON: {_plain(str(exc))}") from exc
 
 
 def _plain(problem: str) -> str:
-    return " ".join(problem.replace("`", "").split())
+    """One printable line of what msgspec said, which may quote a key of the file."""
+    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in problem[:_SHOWN])
+    return " ".join(shown.replace("`", "").split())
 
 
 def load(path: str | Path) -> Snapshot:
