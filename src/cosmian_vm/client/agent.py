@@ -37,6 +37,7 @@ class AgentClient:
         self._channel = Channel(url, allow_insecure_tls=allow_insecure_tls, ca_file=ca_file, timeout=timeout)
         self.url = self._channel.url
         """The address, in its short form, for messages."""
+        self.timeout = timeout
 
     def __enter__(self) -> AgentClient:
         return self

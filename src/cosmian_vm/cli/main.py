@@ -1,0 +1,133 @@
+"""The program ``cosmian_vm``: global options, and the commands, each loaded only when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from cosmian_vm import __version__
+from cosmian_vm.cli._common import USAGE, Target, exit_status
+from cosmian_vm.errors import CosmianVmError
+
+__all__ = ["main", "run"]
+
+_COMMANDS = {
+    "snapshot": "Record what a machine is, into a file.",
+    "verify": "Is it still exactly the machine of the snapshot?",
+    "app": "Give the application its configuration; restart it.",
+    "inspect": "What is this evidence file, and is it authentic? Offline.",
+}
+_INTERRUPTED = 130
+
+_EPILOG = """\b
+Examples:
+  Record a machine that is set up, once:
+    cosmian_vm --url https://vm.example.com:5355 snapshot
+  Ask at any later time whether it still is exactly that:
+    cosmian_vm --url https://vm.example.com:5355 verify --snapshot cosmian_vm.snapshot
+  The agent's certificate is its own, self-signed (the default of a fresh machine):
+    cosmian_vm --url https://10.0.0.7:5355 --allow-insecure-tls verify -s cosmian_vm.snapshot
+  Hand the application its secrets, only if the machine is the one of the snapshot:
+    cosmian_vm --url https://vm.example.com:5355 app init --conf app.json -s cosmian_vm.snapshot
+  Look at a file of evidence:
+    cosmian_vm inspect quote.bin --verify --with vcek.pem
+
+\b
+Exit status:
+  0  trusted (or done)
+  1  not trusted
+  2  wrong usage, or a file that cannot be read
+  3  no evidence to be had: unreachable, timed out, refused
+"""
+
+
+class _Commands(click.Group):
+    """Commands whose modules are imported when they are called; their one-line help is known without."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = import_module(f"cosmian_vm.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - likewise
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.command(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--url", metavar="URL", help="The agent, for instance https://vm.example.com:5355 (port 443 if none).")
+@click.option(
+    "--allow-insecure-tls",
+    is_flag=True,
+    help="Do not ask a CA about the agent's certificate. What the machine is then rests on the snapshot alone.",
+)
+@click.option("--ca-file", metavar="PEM", help="CAs to check the agent's certificate with, instead of the system's.")
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.1, max=3600),
+    default=30.0,
+    show_default=True,
+    help="How long the agent may take for each answer on the network.",
+)
+@click.version_option(__version__, "--version", "-V", message="%(prog)s %(version)s")
+@click.pass_context
+def cosmian_vm(
+    context: click.Context, url: str | None, allow_insecure_tls: bool, ca_file: str | None, timeout: float
+) -> None:
+    """Is my confidential machine still exactly the one that I set up, on real confidential hardware?
+
+    Global options come before the command.
+    """
+    context.obj = Target(url=url, allow_insecure_tls=allow_insecure_tls, ca_file=ca_file, timeout=timeout)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit status. Whatever goes wrong is one line on standard error."""
+    try:
+        status = cosmian_vm.main(args=arguments, prog_name="cosmian_vm", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as exc:
+        exc.show()
+        return USAGE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("cosmian_vm: interrupted", err=True)
+        return _INTERRUPTED
+    except CosmianVmError as exc:
+        click.echo(f"cosmian_vm: {_plain(exc)}", err=True)
+        return exit_status(exc)
+    except BrokenPipeError:
+        # the reader of our output went away (| head): not an error of ours, and Python must not complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return USAGE
+    except MemoryError:
+        click.echo("cosmian_vm: not enough memory for this input", err=True)
+        return USAGE
+    except Exception as exc:
+        if sys.flags.dev_mode:
+            raise
+        problem = f"{type(exc).__name__}: {_plain(exc)}"
+        click.echo(f"cosmian_vm: internal error, please report it: {problem} (python -X dev shows where)", err=True)
+        return USAGE
+    return status if isinstance(status, int) else 0
+
+
+def _plain(error: Exception) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+
+
+def main() -> None:
+    """Entry point of the program."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

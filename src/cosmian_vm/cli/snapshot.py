@@ -1,0 +1,140 @@
+"""``cosmian_vm snapshot``: record what a machine is, after having made sure that it is genuine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, target_of, write_atomically
+from cosmian_vm.cli._session import appraisal_options, examine, setup_from
+from cosmian_vm.cli.render import lines, printable, tag
+from cosmian_vm.errors import InputError, PeerChangedError, TransportError
+from cosmian_vm.reference import snapshot as snapshots
+from cosmian_vm.verifier.policy import Policy
+from cosmian_vm.verifier.reference_values import reference_from
+from cosmian_vm.verifier.result import Status
+from cosmian_vm.wire import SnapshotProgress
+
+if TYPE_CHECKING:
+    from cosmian_vm.client import AgentClient
+    from cosmian_vm.reference.snapshot import Snapshot
+
+__all__ = ["command"]
+
+_MAX_WARNINGS = 50
+
+_EPILOG = """\b
+Examples:
+  cosmian_vm --url https://vm.example.com:5355 snapshot
+  cosmian_vm --url https://10.0.0.7:5355 --allow-insecure-tls snapshot --output web-1.snapshot
+\b
+Take it when the machine is set up and should change no more: all that has run until then, and all
+that is on its disks, will be trusted. Keep the file where nobody else can change it.
+\b
+Exit status: 0 written, 1 the machine is not trusted (nothing is written), 2 wrong usage,
+3 no evidence to be had.
+"""
+
+
+@click.command(name="snapshot", epilog=_EPILOG)
+@click.option(
+    "--output", "-o", metavar="FILE", default="cosmian_vm.snapshot", show_default=True, help="The file to write."
+)
+@click.option("--without-tpm", is_flag=True, help="The machine has no TPM and no IMA: only its TEE will be verified.")
+@click.option(
+    "--api",
+    type=click.Choice(["1", "2"]),
+    default="2",
+    show_default=True,
+    help="Version of the agent's API. 1, for an agent of 1.3, proves less: another machine may answer in its place.",
+)
+@appraisal_options
+@click.option("--verbose", "-v", is_flag=True, help="Show every check.")
+@click.pass_context
+def command(
+    context: click.Context,
+    *,
+    output: str,
+    without_tpm: bool,
+    api: str,
+    trust_roots: tuple[str, ...],
+    endorsements: tuple[str, ...],
+    offline: bool,
+    verbose: bool,
+) -> int:
+    """Record what a machine is, into a file that verify compares with.
+
+    First the machine shows that it is genuine; only then, over the same TLS key, it lists its files.
+    """
+    policy = Policy(without_tpm=without_tpm, api=int(api))
+    setup = setup_from(trust_roots, endorsements, offline=offline)
+    with target_of(context).client() as client:
+        examined = examine(client, setup, policy)
+        for line in lines(examined.outcome, verbose=verbose):
+            click.echo(line)
+        if not examined.outcome.verdict.trusted:
+            click.echo("cosmian_vm: no snapshot was taken of a machine that is not trusted", err=True)
+            return NOT_TRUSTED
+        client.pin(examined.evidence.tls.leaf)
+        draft = _fetch(client, policy.api)
+    values = reference_from(examined.evidence, draft, policy, now=datetime.now(UTC))
+    if values.differences:
+        raise PeerChangedError(
+            f"{client.url}: the snapshot is not of the machine that was appraised a moment ago, nothing was written: "
+            + "; ".join(values.differences)
+        )
+    _warn(values.snapshot)
+    write_atomically(output, snapshots.serialise(values.snapshot))
+    count = "no" if values.snapshot.filehashes is None else str(len(values.snapshot.filehashes))
+    click.echo(f"{tag(Status.OK)} Snapshot written: {output} ({count} files)")
+    return TRUSTED
+
+
+def _fetch(client: AgentClient, api: int) -> Snapshot:
+    """The agent's snapshot. What is wrong with it is the agent's fault, not that of a file of the user's."""
+    with _progress() as progress:
+        raw = client.snapshot(progress, api=api)
+    try:
+        return snapshots.parse(raw, "the agent's snapshot")
+    except InputError as exc:
+        raise TransportError(f"{client.url}: {exc}") from exc
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[SnapshotProgress], None] | None]:
+    """A line that moves, on a terminal; nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Hashing files", total=None)
+
+        def show(told: SnapshotProgress) -> None:
+            total = "" if told.files_total is None else f" of {told.files_total}"
+            text = f"Hashing files: {told.files_done}{total}, {told.bytes_done / 1e6:.0f} MB"
+            bar.update(task, completed=told.files_done, total=told.files_total, description=text)
+
+        yield show
+
+
+def _warn(snapshot: Snapshot) -> None:
+    """Each file that the snapshot does not cover, or trusts although nobody can look at it any more."""
+    unread = [f"{path} could not be read ({reason}): it is not covered" for path, reason in snapshot.unreadable]
+    gone = [
+        f"{path} ({digest}) has run but is not on disk in that form: it will be trusted"
+        for path, digest in snapshot.not_on_disk
+    ]
+    for part in (unread, gone):
+        for text in part[:_MAX_WARNINGS]:
+            click.echo(f"{tag(Status.WARNING)} {printable(text)}")
+        if len(part) > _MAX_WARNINGS:
+            click.echo(f"{tag(Status.WARNING)} ... and {len(part) - _MAX_WARNINGS} more, listed in the snapshot")

@@ -1,0 +1,113 @@
+"""``cosmian_vm verify``: is it still exactly the machine of the snapshot?"""
+
+from __future__ import annotations
+
+import click
+
+from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, read_file, target_of, write_atomically
+from cosmian_vm.cli._session import appraisal_options, examine, setup_from
+from cosmian_vm.cli.render import as_data, as_json, lines
+from cosmian_vm.client import parse_address
+from cosmian_vm.reference import snapshot as snapshots
+from cosmian_vm.reference.whitelist import parse_whitelist
+from cosmian_vm.verifier.policy import Policy
+
+__all__ = ["command"]
+
+_EPILOG = """\b
+Examples:
+  cosmian_vm --url https://vm.example.com:5355 verify --snapshot cosmian_vm.snapshot
+\b
+  Programs installed since then, and two services that must be on this very machine:
+    cosmian_vm --url https://vm.example.com:5355 verify -s cosmian_vm.snapshot \\
+        --whitelist updates.txt --application vm.example.com --application vm.example.com:8443
+\b
+  After a planned reboot, with a page for the auditor:
+    cosmian_vm --url https://vm.example.com:5355 verify -s cosmian_vm.snapshot \\
+        --allow-reboot --report verdict.html
+\b
+Exit status: 0 trusted, 1 not trusted, 2 wrong usage or unreadable file, 3 no evidence to be had.
+"""
+
+
+@click.command(name="verify", epilog=_EPILOG)
+@click.option("--snapshot", "-s", "snapshot_file", metavar="FILE", required=True, help="The snapshot to compare with.")
+@click.option(
+    "--whitelist",
+    metavar="FILE",
+    help="Files that may have run beside those of the snapshot: lines of PATH DIGEST; # starts a comment.",
+)
+@click.option(
+    "--application",
+    "applications",
+    metavar="HOST[:PORT]",
+    multiple=True,
+    help="A service that must serve the agent's certificate (port 443 if none). May be given several times.",
+)
+@click.option("--allow-reboot", is_flag=True, help="A reboot since the snapshot is a warning, if all else holds.")
+@click.option("--strict", is_flag=True, help="Every IMA violation (file changed while it was open) is a failure.")
+@click.option("--owner", metavar="FINGERPRINT", help="Who must own the machine.")
+@click.option(
+    "--api",
+    type=click.Choice(["1", "2"]),
+    default="2",
+    show_default=True,
+    help="Version of the agent's API. 1, for an agent of 1.3, proves less: another machine may answer in its place.",
+)
+@appraisal_options
+@click.option("--verbose", "-v", is_flag=True, help="Show every check.")
+@click.option("--json", "as_json_data", is_flag=True, help="Print the verdict as JSON.")
+@click.option("--report", metavar="FILE", help="Write the verdict as one self-contained HTML page.")
+@click.pass_context
+def command(
+    context: click.Context,
+    *,
+    snapshot_file: str,
+    whitelist: str | None,
+    applications: tuple[str, ...],
+    allow_reboot: bool,
+    strict: bool,
+    owner: str | None,
+    api: str,
+    trust_roots: tuple[str, ...],
+    endorsements: tuple[str, ...],
+    offline: bool,
+    verbose: bool,
+    as_json_data: bool,
+    report: str | None,
+) -> int:
+    """Ask the machine for fresh evidence and compare it with a snapshot.
+
+    The answer is yes only if the hardware is genuine, the connection ends in it, and everything that booted and ran
+    is in the snapshot.
+    """
+    target = target_of(context)
+    for address in applications:
+        parse_address(address, "--application")
+    reference = snapshots.load(snapshot_file)
+    allowed = None if whitelist is None else parse_whitelist(read_file(whitelist), whitelist)
+    policy = Policy(
+        allow_reboot=allow_reboot, strict=strict, without_tpm=reference.without_tpm, api=int(api), owner=owner
+    )
+    setup = setup_from(trust_roots, endorsements, offline=offline)
+    with target.client() as client:
+        outcome = examine(
+            client,
+            setup,
+            policy,
+            reference=reference,
+            reference_name=snapshot_file,
+            whitelist=allowed,
+            applications=applications,
+            quiet=as_json_data,
+        ).outcome
+    if as_json_data:
+        click.echo(as_json(as_data(outcome)))
+    else:
+        for line in lines(outcome, verbose=verbose):
+            click.echo(line)
+    if report is not None:
+        from cosmian_vm.cli.report import page
+
+        write_atomically(report, page(outcome))
+    return TRUSTED if outcome.verdict.trusted else NOT_TRUSTED
