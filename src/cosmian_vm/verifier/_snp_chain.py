@@ -196,18 +196,22 @@ def build_chain(
     issuers = [c for c in others if c.subject == chip.certificate.issuer]
     if not issuers:
         return f"the certificate of {name!r}, which issued its {chip.kind.name} certificate, is missing"
+    reason = _no_root(issuers[0].issuer, roots)
     for intermediate in issuers:
         root = next((r for r in roots if is_authority_of(intermediate, r)), None)
         if root is None:
             continue
-        if not is_signed_by(chip.certificate, intermediate):
-            return f"its {chip.kind.name} certificate is not signed by {name!r} of {_organisation(root)}"
-        return Chain(chip, intermediate, root)
-    top = issuers[0].issuer
-    return (
-        f"it leads to {common_name(top)!r} of {_organisation_of(top)}, which is not among the trusted roots; if it is "
-        "a root of your own, name it with --trust-root"
-    )
+        if is_signed_by(chip.certificate, intermediate):
+            return Chain(chip, intermediate, root)
+        reason = f"its {chip.kind.name} certificate is not signed by {name!r} of {_organisation_of(root.subject)}"
+    return reason
+
+
+def _no_root(top: x509.Name, roots: Sequence[x509.Certificate]) -> str:
+    called = f"{common_name(top)!r} of {_organisation_of(top)}"
+    if any(root.subject == top for root in roots):
+        return f"it only claims to lead to {called}: the true one has not signed it, the chain is forged"
+    return f"it leads to {called}, which is not among the trusted roots; if it is one of your own, use --trust-root"
 
 
 def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
@@ -305,10 +309,6 @@ def _role(name: str) -> str | None:
 def _product_of(name: str, prefix: str) -> Product | None:
     rest = name.removeprefix(prefix)
     return Product(rest) if rest != name and rest in set(Product) else None
-
-
-def _organisation(certificate: x509.Certificate) -> str:
-    return _organisation_of(certificate.subject)
 
 
 def _organisation_of(name: x509.Name) -> str:
