@@ -26,10 +26,12 @@ from cosmian_vm.errors import CosmianVmError
 from cosmian_vm.evidence.binding import compute_binding, report_data, report_data_v1
 from cosmian_vm.evidence.bundle import V2_PCRS, Evidence, TeeKind, tee_kind
 from cosmian_vm.evidence.snp import parse_evidence
+from cosmian_vm.evidence.tpm import name as tpm_name
+from cosmian_vm.evidence.tpm import parse_quote
 from cosmian_vm.reference.snapshot import Snapshot
 from cosmian_vm.reference.whitelist import Whitelist
 from cosmian_vm.verifier.boot import appraise_boot
-from cosmian_vm.verifier.ima import ImaState, appraise_ima
+from cosmian_vm.verifier.ima import ImaSession, ImaState, appraise_ima
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import CHECK_IDS, Check, Status, Verdict, fail, ok, skip, warning, with_required
 from cosmian_vm.verifier.snp import appraise_snp
@@ -98,19 +100,22 @@ def appraise(
     now: datetime,
     whitelist: Whitelist | None = None,
     prior: ImaState | None = None,
+    reference_id: bytes = b"",
 ) -> Appraisal:
     """Appraise one machine's evidence.
 
     ``nonce``: the 32 bytes that this verifier sent. ``roots``: the vendors' root certificates that are trusted.
     ``reference``: None while a snapshot is being taken. ``now``: aware, the one reading of the clock. ``prior``: the
-    state that this verifier itself stored, where ``evidence.ima_from`` is not 0.
+    state that this verifier itself stored, where ``evidence.ima_from`` is not 0. ``reference_id``: what identifies
+    snapshot and whitelist together (a hash of both files), for verifiers that keep such a state.
 
     Never raises for anything that the evidence contains.
     """
     if reference is not None and reference.without_tpm:
         policy = replace(policy, without_tpm=True)
+    lower = replace(policy, api=1) if evidence.api == 1 else policy  # that nobody asked for version 1 fails elsewhere
     against = _Against(_expected(evidence, policy, nonce), endorsements, reference, roots, now)
-    checks = _checks(evidence, against, policy)
+    checks = _checks(evidence, against, lower)
     ima = appraise_ima(
         evidence.ima_log,
         ima_from=evidence.ima_from,
@@ -118,15 +123,17 @@ def appraise(
         boot_pcrs=_boot_pcrs(evidence),
         reference=reference,
         whitelist=whitelist,
-        policy=policy,
+        policy=lower,
         prior=prior,
+        session=_session(evidence, reference_id),
     )
     checks += ima.checks
     checks += _tls_checks(evidence)
     checks.append(_owner(evidence, reference, policy))
-    checks = _settle_version_1(checks, evidence, reference, policy)
+    checks = _settle_version_1(checks, evidence, reference)
+    checks = [_complete(check, reference) for check in checks]
     if policy.allow_reboot and not _reboot_is_excusable(checks):
-        strict = replace(policy, allow_reboot=False)
+        strict = replace(lower, allow_reboot=False)
         again = {c.id: c for c in _checks(evidence, against, strict)}
         checks = [again.get(c.id, c) if c.id in _REBOOT_CHECKS else c for c in checks]
     required = required_checks(reference, policy)
@@ -280,13 +287,52 @@ def _owner(evidence: Evidence, reference: Snapshot | None, policy: Policy) -> Ch
     return ok("vm.owner", f"The machine is owned by {named}")
 
 
-def _settle_version_1(
-    checks: list[Check], evidence: Evidence, reference: Snapshot | None, policy: Policy
-) -> list[Check]:
+_WHERE_COMPARED = {
+    "tpm_policy": "tpm.clock",
+    "clock": "tpm.clock",
+    "ak_name": "tpm.ak",
+    "boot_pcrs": "tpm.boot_pcrs",
+    "filehashes": "ima.files",
+    "vmpl": "tee.measurement",
+    "host_data": "tee.measurement",
+}
+"""What every snapshot of our own has on an SNP machine (the first five unless it was taken without a TPM)."""
+
+_ONLY_WITH_TPM = ("tpm_policy", "clock", "ak_name", "boot_pcrs", "filehashes")
+
+
+def _complete(check: Check, reference: Snapshot | None) -> Check:
+    """A snapshot of ours that lacks a value was cut: what compares with that value fails, it is not left out."""
+    if reference is None or reference.version < 2 or reference.sev is None or check.status is Status.FAIL:
+        return check
+    for name, check_id in _WHERE_COMPARED.items():
+        expected = not (reference.without_tpm and name in _ONLY_WITH_TPM)
+        if check_id == check.id and expected and getattr(reference, name) is None:
+            return fail(check.id, f"The snapshot has no {name}, it was cut: take a new one", check.details)
+    return check
+
+
+def _session(evidence: Evidence, reference_id: bytes) -> ImaSession | None:
+    """What a state to continue from belongs to: this AK, this boot, this snapshot."""
+    if evidence.tpm is None:
+        return None
+    try:
+        quote = parse_quote(evidence.tpm.quote)
+        ak_name = tpm_name(evidence.tpm.ak_public)
+    except CosmianVmError:
+        return None
+    return ImaSession(
+        ak_name=ak_name,
+        reset_count=quote.reset_count,
+        restart_count=quote.restart_count,
+        reference=reference_id,
+    )
+
+
+def _settle_version_1(checks: list[Check], evidence: Evidence, reference: Snapshot | None) -> list[Check]:
     """Say, at each line that it weakens, what version 1 cannot show.
 
-    A check that version 1, or a snapshot of 1.3.x, has no values for is a warning and not a skip, but only where the
-    user asked for version 1 or the snapshot is one of 1.3.x.
+    A check that version 1, or a snapshot of 1.3.x, has no values for is a warning and not a skip.
     """
     old_snapshot = reference is not None and reference.version < 2
     settled = []
@@ -294,7 +340,7 @@ def _settle_version_1(
         if check.status is Status.SKIP and old_snapshot and check.id in CHECK_IDS:
             line = f"{check.line}; the snapshot was taken by version 1.3: take a new one"
             settled.append(replace(check, status=Status.WARNING, line=line))
-        elif check.status is Status.SKIP and evidence.api == 1 and policy.api == 1 and check.id.startswith("tpm."):
+        elif check.status is Status.SKIP and evidence.api == 1 and check.id.startswith("tpm."):
             settled.append(replace(check, status=Status.WARNING))
         elif evidence.api == 1 and check.status is Status.OK and check.id in ("tee.report_data", "tpm.nonce"):
             line = f"{check.line}; version 1: nothing ties the TPM to this connection, another machine may answer"
