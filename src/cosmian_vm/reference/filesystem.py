@@ -99,8 +99,10 @@ def walk_and_hash(
     name = _HASHLIB_NAMES.get(algorithm, algorithm)
     try:
         size = hashlib.new(name, usedforsecurity=False).digest_size
-    except ValueError as exc:
-        raise AttesterError(f"the hash algorithm {algorithm} is not available here; set ima_hash= to another") from exc
+    except ValueError:
+        size = 0
+    if not size:  # the SHAKE functions have none either
+        raise AttesterError(f"the hash algorithm {algorithm!r} is not available here; set another with ima_hash=")
     command: list[bytes] = [
         os.fsencode(sys.executable),
         b"-B",
@@ -120,7 +122,7 @@ def walk_and_hash(
             answers.take(kind, payload)
         return answers.result([(path, kind.decode(errors="replace")) for path, kind in mounts.items()])
     except _IncompleteError as exc:
-        raise AttesterError(f"hashing the files failed: {exc or helper.last_words()}") from exc
+        raise AttesterError(f"hashing the files failed: {str(exc) or helper.last_words()}") from exc
     finally:
         helper.end()
 
