@@ -26,7 +26,7 @@ from cosmian_vm.endorsements.amd import AmdEndorsements, ChipCertificate, common
 from cosmian_vm.evidence.binding import NONCE_SIZE
 from cosmian_vm.evidence.snp import SigningKey, SnpEvidence, SnpReport, decode_tcb
 from cosmian_vm.reference.snapshot import SevPolicy, Snapshot
-from cosmian_vm.verifier._snp_chain import (
+from cosmian_vm.verifier.amd_chain import (
     Chain,
     Gathered,
     build_chain,
@@ -37,7 +37,7 @@ from cosmian_vm.verifier._snp_chain import (
     gather,
     signature_problem,
 )
-from cosmian_vm.verifier._snp_revocation import check_revocation
+from cosmian_vm.verifier.amd_revocation import check_revocation
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import Check, fail, ok, skip, warning
 

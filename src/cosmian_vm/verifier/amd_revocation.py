@@ -26,7 +26,7 @@ from cosmian_vm.endorsements.amd import (
     revoked_serials,
     serial_number,
 )
-from cosmian_vm.verifier._snp_chain import Chain
+from cosmian_vm.verifier.amd_chain import Chain
 from cosmian_vm.verifier.result import Check, fail, ok, skip
 
 __all__ = ["check_revocation"]

@@ -74,8 +74,8 @@ _SIGNATURE_ERRORS = (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeErr
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """All candidates that came with the evidence, sorted out. ``chips``: readable chip certificates; ``problems``: what
-    was wrong with others, one line each; ``others``: certificates that may be intermediates.
+    """All candidates that came with the evidence, sorted out. ``chips``: readable chip certificates; ``others``:
+    certificates that may be intermediates; ``problems``: what was wrong with the rest, one line each.
     """
 
     chips: tuple[ChipCertificate, ...]
