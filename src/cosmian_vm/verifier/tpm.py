@@ -36,7 +36,16 @@ from cosmian_vm.verifier._tpm_signature import STRONG_HASHES, SigningKey, key_of
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import Check, fail, ok, skip, warning
 
-__all__ = ["AK_ATTRIBUTES", "TPM_CHECKS", "appraise_tpm", "key_of", "quoted_pcrs", "signature_problem"]
+__all__ = [
+    "AK_ATTRIBUTES",
+    "TPM_CHECKS",
+    "SigningKey",
+    "ak_problems",
+    "appraise_tpm",
+    "key_of",
+    "quoted_pcrs",
+    "signature_problem",
+]
 
 TPM_CHECKS = ("tpm.ak", "tpm.signature", "tpm.nonce", "tpm.pcr_selection", "tpm.clock")
 
@@ -162,7 +171,7 @@ def quoted_pcrs(tpm: TpmEvidence | None) -> QuotedPcrs:
     return NOTHING_QUOTED
 
 
-def _ak_problems(public: TpmPublic) -> list[str]:
+def ak_problems(public: TpmPublic) -> list[str]:
     """What keeps a key from being an attestation key."""
     attributes = int(public.attributes)
     problems = []
@@ -182,7 +191,7 @@ def _check_ak(tpm: TpmEvidence, read: _Read, reference: Snapshot | None, api: in
     """Step 1. That the TEE's report_data names this key is ``tee.report_data``."""
     if read.public is None:
         return fail("tpm.ak", f"the attestation key cannot be used ({read.ak_problem})")
-    problems = _ak_problems(read.public)
+    problems = ak_problems(read.public)
     if problems:
         line = f"the key that signed is no attestation key: {problems[0]}; let the agent make its AK anew"
         return fail("tpm.ak", line, problems[1:])
