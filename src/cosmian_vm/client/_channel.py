@@ -8,6 +8,7 @@ bodies and times are bounded, text becomes one line of printable characters.
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import ssl
 import threading
@@ -26,6 +27,7 @@ HTTPS_PORT = 443
 _MAX_SMALL = 1024 * 1024
 _MAX_TEXT = 300
 _CALL_TIME = 120.0
+_UNFIT = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def parse_address(address: str, what: str, default_port: int = HTTPS_PORT) -> tu
         host, port = parts.hostname, parts.port
     except ValueError as exc:
         raise InputError(f"{what}: {address!r} is no host[:port]: {exc}") from exc
-    if not host or parts.path or parts.query or parts.fragment or "@" in address or not address.isprintable():
+    if not host or parts.path or parts.query or parts.fragment or "@" in address or _UNFIT.search(address):
         raise InputError(f"{what}: {address!r} is no host[:port]; expected, for instance, service.example.com:3655")
     return host, default_port if port is None else port
 
