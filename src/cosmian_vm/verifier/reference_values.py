@@ -21,6 +21,9 @@ from cosmian_vm.verifier.policy import Policy
 
 __all__ = ["ReferenceValues", "reference_from"]
 
+_COMPARED = ("tpm_policy", "ak_name", "boot_pcrs", "vmpl", "host_data")
+"""Values that do not change between the two answers; the first is all that 1.3.x knows."""
+
 _CLOUDS: dict[str | None, Literal["AWS", "Azure", "GCP"]] = {"AWS": "AWS", "Azure": "Azure", "GCP": "GCP"}
 
 
@@ -43,6 +46,9 @@ def reference_from(evidence: Evidence, draft: Snapshot, policy: Policy, *, now: 
     if evidence.tee is None:
         raise EvidenceFormatError("TEE quote", "is missing")
     report = snp.parse_evidence(evidence.tee).report
+    if evidence.api == 1:
+        old = _of_version_1(evidence, draft, report)
+        return ReferenceValues(old, tuple(_differences(draft, old)))
     without_tpm = policy.without_tpm and evidence.tpm is None
     values = _tpm_values(evidence)
     owners = tuple(sorted(evidence.owners))
@@ -62,6 +68,21 @@ def reference_from(evidence: Evidence, draft: Snapshot, policy: Policy, *, now: 
         **values,
     )
     return ReferenceValues(snapshot, tuple(_differences(draft, snapshot)))
+
+
+def _of_version_1(evidence: Evidence, draft: Snapshot, report: snp.SnpReport) -> Snapshot:
+    """What 1.3.x records, and nothing more: version 1 of the API shows no boot PCRs and binds no AK."""
+    policy = draft.tpm_policy
+    if evidence.tpm is not None:
+        quote = tpm.parse_quote(evidence.tpm.quote)
+        policy = TpmPolicy(reset_count=quote.reset_count, restart_count=quote.restart_count)
+    return Snapshot(
+        cloud_type=draft.cloud_type,
+        tee_policy=TeePolicy(sev=_sev_policy(report)),
+        tpm_policy=policy,
+        filehashes=draft.filehashes,
+        path_bytes=draft.path_bytes,
+    )
 
 
 def _sev_policy(report: snp.SnpReport) -> SevPolicy:
@@ -105,12 +126,17 @@ def _tpm_values(evidence: Evidence) -> dict[str, object]:
     return msgspec.structs.asdict(values)
 
 
+def _without_report_data(snapshot: Snapshot) -> SevPolicy | None:
+    """1.3.x agents write the report_data of a quote of theirs, which is of no value."""
+    return None if snapshot.sev is None else msgspec.structs.replace(snapshot.sev, report_data=None)
+
+
 def _differences(draft: Snapshot, kept: Snapshot) -> list[str]:
     """What the agent's draft says of the platform, where it says anything, against what was appraised."""
     lines = []
-    if draft.sev != kept.sev:
+    if draft.sev is None or msgspec.structs.replace(draft.sev, report_data=None) != _without_report_data(kept):
         lines.append("tee_policy: the agent's snapshot describes another TEE guest than its evidence")
-    for name in ("tpm_policy", "ak_name", "boot_pcrs", "vmpl", "host_data"):
+    for name in _COMPARED if kept.version >= 2 else _COMPARED[:1]:
         said, appraised = getattr(draft, name), getattr(kept, name)
         if said is not None and said != appraised:
             lines.append(f"{name}: the agent's snapshot says {said}, its evidence {appraised}")
