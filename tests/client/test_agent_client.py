@@ -187,6 +187,11 @@ class TestLosses:
         with _raw_server(talk) as port, pytest.raises(TransportError, match="not an HTTP answer"):
             AgentClient(f"https://127.0.0.1:{port}", allow_insecure_tls=True, timeout=2).version()
 
+    def test_body_that_ends_early(self, agent: Any, client: AgentClient) -> None:
+        agent.route("GET", wire.VERSION, 200, b"{}", Content_Length="50", Connection="close")
+        with pytest.raises(TransportError, match="not an HTTP answer"):
+            client.version()
+
     def test_closed_without_an_answer(self, agent: Any) -> None:
         context = agent.context
 

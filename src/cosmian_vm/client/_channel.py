@@ -294,6 +294,8 @@ def _read(response: http.client.HTTPResponse, limit: int) -> bytes:
     raw = response.read(limit + 1)
     if len(raw) > limit:
         raise ValueError(f"the answer is larger than {limit} bytes")
+    if response.length:  # read(n) is silent about a body that ends early
+        raise http.client.IncompleteRead(raw[:0], response.length)
     if encoding == "identity":
         return raw
     if encoding != "zstd":
