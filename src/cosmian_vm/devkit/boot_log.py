@@ -13,7 +13,7 @@ from hashlib import new as new_hash
 
 from cosmian_vm.devkit.pcrs import BANKS, PcrBanks, extend_data
 
-__all__ = ["BootEvent", "default_boot", "extend_boot", "serialise_boot"]
+__all__ = ["PHASES", "BootEvent", "default_boot", "extend_boot", "serialise_boot", "with_other_kernel"]
 
 _TPM_ALG = {"sha1": 0x0004, "sha256": 0x000B}
 
