@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from cosmian_vm.errors import ConfigError
 
 __all__ = [
-    "AgentConfig",
-    "AppConfig",
     "CONFIG_VARIABLE",
     "DEFAULT_CONFIG",
     "PREINIT_VARIABLE",
+    "AgentConfig",
+    "AppConfig",
     "ServiceType",
     "load",
     "parse",
@@ -33,7 +33,6 @@ DEFAULT_CONFIG = Path("/etc/cosmian_vm/agent.toml")
 
 _MAX_SIZE = 1 << 20
 _SERVICE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@\-]*")
-_REQUIRED: Final = object()
 
 
 class ServiceType(StrEnum):
@@ -110,21 +109,21 @@ def parse(raw: bytes, name: str) -> AgentConfig:
     except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise ConfigError(f"{name}: not TOML: {' '.join(str(exc).split())}") from exc
     top = _Table(name, "", document)
-    agent, app = top.table("agent"), top.table("app", default=None)
+    agent, app = top.table("agent"), top.table("app")
     top.no_other_keys()
     if agent is None:
         top.wrong("agent", "is missing; expected is the section [agent]")
     storage = Path(agent.text("data_storage"))
     if not storage.is_absolute():
         agent.wrong("data_storage", "expected is an absolute path, as in /var/lib/cosmian_vm/")
-    container = agent.text("container", default="container")
+    container = agent.optional_text("container") or "container"
     config = AgentConfig(
         data_storage=storage,
-        host=agent.text("host", default="127.0.0.1"),
+        host=agent.optional_text("host") or "127.0.0.1",
         port=agent.port("port", default=5355),
         ssl_certificate=storage / agent.text("ssl_certificate"),
         ssl_private_key=storage / agent.text("ssl_private_key"),
-        tpm_device=agent.text("tpm_device", default=None),
+        tpm_device=agent.optional_text("tpm_device"),
         container=None if container == "none" else storage / container,
         owners=agent.owners("owners"),
         app=None if app is None else _app(app, storage),
@@ -166,41 +165,47 @@ class _Table:
         section = f"[{self._name}] " if self._name else ""
         raise ConfigError(f"{self._file}: {section}{key}: {problem}")
 
-    def _get(self, key: str, default: object, expected: str) -> Any:
+    def _get(self, key: str) -> object:
         self._known.append(key)
-        value = self._values.get(key, default)
-        if value is _REQUIRED:
-            self.wrong(key, f"is missing; expected is {expected}")
-        return value
+        return self._values.get(key)
 
-    def text(self, key: str, default: Any = _REQUIRED) -> Any:
-        """A string that is not empty and has no control characters."""
-        value = self._get(key, default, "a string")
-        if value is default:
-            return value
+    def optional_text(self, key: str) -> str | None:
+        """A string that is not empty and has no control characters; None where there is no such key."""
+        value = self._get(key)
+        if value is None:
+            return None
         if not isinstance(value, str) or not value or not value.isprintable():
             self.wrong(key, "expected is a string in quotes, not empty, without control characters")
         return value
 
+    def text(self, key: str) -> str:
+        """A string that must be there."""
+        value = self.optional_text(key)
+        if value is None:
+            self.wrong(key, "is missing; expected is a string in quotes")
+        return value
+
     def port(self, key: str, default: int) -> int:
         """A TCP port."""
-        value = self._get(key, default, "a port")
+        value = self._get(key)
+        if value is None:
+            return default
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 65536:
             self.wrong(key, "expected is a port, a number from 1 to 65535")
         return value
 
     def owners(self, key: str) -> Literal["anyone"] | None:
         """``"anyone"``, or nothing."""
-        value = self._get(key, None, "anyone")
+        value = self._get(key)
         if value is None:
             return None
         if value != "anyone":
             self.wrong(key, 'expected is "anyone" (orders from any client, as 1.3.x), or no such key')
         return "anyone"
 
-    def table(self, key: str, default: Any = _REQUIRED) -> _Table | None:
-        """A section."""
-        value = self._get(key, default, f"the section [{key}]")
+    def table(self, key: str) -> _Table | None:
+        """A section; None where there is no such section."""
+        value = self._get(key)
         if value is None:
             return None
         if not isinstance(value, dict):

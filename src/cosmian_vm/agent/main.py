@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+import resource
+import socket
+import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 
-from cosmian_vm.agent.config import AgentConfig
-from cosmian_vm.attester.platform import Platform
+import uvloop
+
+from cosmian_vm import __version__
+from cosmian_vm.agent import first_launch
+from cosmian_vm.agent.collector import Collector
+from cosmian_vm.agent.config import CONFIG_VARIABLE, DEFAULT_CONFIG, PREINIT_VARIABLE, AgentConfig, load
+from cosmian_vm.agent.front import create_app
+from cosmian_vm.agent.log import LOGGER, configure, describe
+from cosmian_vm.agent.server import listen, serve
+from cosmian_vm.agent.storage import Storage
+from cosmian_vm.agent.tls import TlsIdentity
+from cosmian_vm.attester.platform import Platform, detect
+from cosmian_vm.errors import CosmianVmError, InputError
 
 __all__ = ["main", "run"]
 
@@ -22,11 +40,71 @@ def run(
     ``preinit``: make what the first launch makes (AK, certificate). ``on_ready`` is called once with address and port
     when connections are taken: with port 0 in ``config``, this is how the chosen one is known.
 
-    Raises ConfigError, AttesterError.
+    Raises ConfigError where configuration, certificate or port cannot be used.
     """
-    raise NotImplementedError
+    # Front and collector are one process here; what passes between them is agent.orders and nothing else.
+    listener = listen(config.host, config.port)
+    try:
+        storage = Storage(config)
+        if preinit:
+            first_launch.provision_tpm(platform.tpm)
+        files = first_launch.prepare(
+            config, storage, preinit=preinit, hostname=socket.gethostname(), now=datetime.now(UTC)
+        )
+        identity = TlsIdentity(files.certificate, files.key)
+        if config.owners == "anyone":
+            LOGGER.warning('owners = "anyone": every client that reaches this agent may give it orders')
+        uvloop.run(_serve(Collector(config, platform, storage=storage), identity, listener, on_ready))
+    finally:
+        listener.close()
+
+
+async def _serve(
+    collector: Collector,
+    identity: TlsIdentity,
+    listener: socket.socket,
+    on_ready: Callable[[str, int], None] | None,
+) -> None:
+    try:
+        await collector.version()
+    except CosmianVmError as exc:
+        LOGGER.error("the devices of this machine do not answer: %s", describe(exc))
+    try:
+        await serve(create_app(collector), identity, listener, on_ready=on_ready)
+    finally:
+        await collector.close()
 
 
 def main() -> None:
-    """Entry point of cosmian_vm_agent."""
-    raise NotImplementedError
+    """Entry point of cosmian_vm_agent. Exit status: 0 ended by a signal, 2 wrong usage or configuration, 1 else."""
+    parser = argparse.ArgumentParser(
+        prog="cosmian_vm_agent",
+        description="Serve this machine's evidence over HTTPS: IMA list, TPM quote, TEE quote, snapshot.",
+        epilog=f"Environment: {CONFIG_VARIABLE} names another configuration file, {PREINIT_VARIABLE}=0 skips what the "
+        "first launch makes (TPM key, certificate).",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG),
+        metavar="FILE",
+        help="configuration file (default: %(default)s)",
+    )
+    arguments = parser.parse_args()
+    configure()
+    os.umask(0o077)
+    # What passes through this process must not end in a core file.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    try:
+        config = load(arguments.config)
+        run(config, detect(config.tpm_device), preinit=os.environ.get(PREINIT_VARIABLE) != "0")
+    except InputError as exc:
+        sys.exit(_fail(exc, 2))
+    except CosmianVmError as exc:
+        sys.exit(_fail(exc, 1))
+
+
+def _fail(exc: CosmianVmError, status: int) -> int:
+    print(f"cosmian_vm_agent: {exc}", file=sys.stderr)
+    return status

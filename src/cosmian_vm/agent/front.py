@@ -1,0 +1,192 @@
+"""The front: HTTP API versions 1 and 2. It reads requests, hands orders on, writes answers, and holds no device.
+
+Reading evidence is open to all; whether an order is obeyed is the collector's decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from starlette.requests import Request
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cosmian_vm import wire
+from cosmian_vm.agent import requests
+from cosmian_vm.agent.answers import (
+    Answer,
+    Budget,
+    byte_array,
+    compressed,
+    from_error,
+    json_answer,
+    takes_zstd,
+    text_answer,
+)
+from cosmian_vm.agent.lane import Lane
+from cosmian_vm.agent.openapi import openapi_document
+from cosmian_vm.agent.orders import Orders, SnapshotState
+from cosmian_vm.agent.user_agent import is_too_old
+from cosmian_vm.errors import AttesterError
+from cosmian_vm.evidence.binding import NONCE_SIZE
+
+__all__ = ["create_app"]
+
+_MAX_UNDERWAY = 256 * 1024 * 1024
+_MAX_ENCODING = 16
+_ENCODING_SECONDS = 60.0
+
+_Handler = Callable[[Request], Awaitable[Answer]]
+
+
+def create_app(orders: Orders) -> ASGIApp:
+    """The ASGI application. Each request's scope has ``state["leaf"]``: the certificate (DER) of its connection."""
+    front = _Front(orders)
+    get, post, delete = ["GET"], ["POST"], ["DELETE"]
+    calls: list[tuple[str, list[str], _Handler]] = [
+        (wire.IMA_ASCII, get, front.ima_ascii),
+        (wire.IMA_BINARY, get, front.ima_binary),
+        (wire.QUOTE_TEE, get, front.quote_tee),
+        (wire.QUOTE_TPM, get, front.quote_tpm),
+        (wire.SNAPSHOT_V1, get, front.snapshot_v1),
+        (wire.SNAPSHOT_V1, delete, front.delete_snapshot),
+        (wire.SNAPSHOT_V2, get, front.snapshot_v2),
+        (wire.SNAPSHOT_V2, delete, front.delete_snapshot),
+        (wire.APP_INIT, post, front.app_init),
+        (wire.APP_RESTART, post, front.app_restart),
+        (wire.VERSION, get, front.version),
+        (wire.EVIDENCE, post, front.evidence),
+        (wire.OPENAPI, get, front.openapi),
+        (wire.HEALTH, get, front.health),
+    ]
+    router = Router(
+        [Route(path, front.answered(handler), methods=methods) for path, methods, handler in calls],
+        redirect_slashes=False,
+        default=text_answer(404, "there is no such call; /openapi.json lists them"),
+    )
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        agent = dict(scope["headers"]).get(b"user-agent", b"").decode("latin-1")
+        answer: ASGIApp = router
+        if is_too_old(agent):
+            answer = text_answer(400, f"{agent[:60]} is too old for this agent: 1.0 or newer is needed")
+        await answer(scope, receive, send)
+
+    return app
+
+
+class _Front:
+    """One method for each call."""
+
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+        self._encoding = Lane("answers", capacity=_MAX_ENCODING)
+        self._budget = Budget(_MAX_UNDERWAY)
+        self._openapi = msgspec.json.encode(openapi_document())
+
+    def answered(self, handler: _Handler) -> _Handler:
+        """``handler`` with every failure turned into an answer, and within the budget."""
+
+        async def call(request: Request) -> Answer:
+            try:
+                answer = await handler(request)
+                self._budget.take(len(answer.body))
+            except requests.ClientGoneError:
+                return text_answer(400, "the request ended early", close=True)
+            except Exception as exc:
+                return from_error(exc, f"{request.method} {request.url.path}")
+            return _Budgeted(answer, self._budget)
+
+        return call
+
+    async def version(self, _request: Request) -> Answer:
+        """``GET /version``."""
+        return json_answer(await self._orders.version())
+
+    async def evidence(self, request: Request) -> Answer:
+        """``POST /v2/evidence``."""
+        asked = await requests.evidence_request(request)
+        evidence = await self._orders.evidence(asked.nonce, requests.leaf(request), asked.ima_from)
+        return await self._encoded(request, lambda: msgspec.json.encode(evidence))
+
+    async def quote_tee(self, request: Request) -> Answer:
+        """``GET /quote/tee``."""
+        nonce = requests.nonce(request, exactly=NONCE_SIZE)
+        quote = await self._orders.tee_quote_v1(nonce, requests.leaf(request))
+        return await self._encoded(request, lambda: byte_array(quote))
+
+    async def quote_tpm(self, request: Request) -> Answer:
+        """``GET /quote/tpm``."""
+        return json_answer(await self._orders.tpm_quote_v1(requests.nonce(request)))
+
+    async def ima_ascii(self, request: Request) -> Answer:
+        """``GET /ima/ascii``. Names may hold any bytes: those that are not UTF-8 are U+FFFD here."""
+        log = await self._orders.ima_ascii()
+        return await self._encoded(request, lambda: msgspec.json.encode(log.decode(errors="replace")))
+
+    async def ima_binary(self, request: Request) -> Answer:
+        """``GET /ima/binary``."""
+        log = await self._orders.ima_binary()
+        return await self._encoded(request, lambda: byte_array(log))
+
+    async def snapshot_v1(self, request: Request) -> Answer:
+        """``GET /snapshot``."""
+        state = await self._orders.snapshot(requests.caller(request))
+        return json_answer(None, 202) if state.progress is not None else await self._snapshot(request, state)
+
+    async def snapshot_v2(self, request: Request) -> Answer:
+        """``GET /v2/snapshot``."""
+        state = await self._orders.snapshot(requests.caller(request))
+        return json_answer(state.progress, 202) if state.progress is not None else await self._snapshot(request, state)
+
+    async def _snapshot(self, request: Request, state: SnapshotState) -> Answer:
+        finished = state.finished
+        if finished is None:
+            raise AttesterError(f"the snapshot failed: {state.failed}; delete it to order another")
+        return await self._encoded(request, lambda: finished)
+
+    async def delete_snapshot(self, request: Request) -> Answer:
+        """``DELETE /snapshot``, ``DELETE /v2/snapshot``."""
+        await self._orders.delete_snapshot(requests.caller(request))
+        return json_answer(None)
+
+    async def app_init(self, request: Request) -> Answer:
+        """``POST /app/init``."""
+        configuration = await requests.app_configuration(request, self._budget)
+        await self._orders.init_app(requests.caller(request), configuration)
+        return json_answer(None)
+
+    async def app_restart(self, request: Request) -> Answer:
+        """``POST /app/restart``."""
+        await self._orders.restart_app(requests.caller(request))
+        return json_answer(None)
+
+    async def openapi(self, _request: Request) -> Answer:
+        """``GET /openapi.json``."""
+        return Answer(200, self._openapi, "application/json")
+
+    async def health(self, _request: Request) -> Answer:
+        """``GET /health``."""
+        return json_answer({"status": "ok"})
+
+    async def _encoded(self, request: Request, encode: Callable[[], bytes]) -> Answer:
+        """A large answer, encoded and compressed beside the event loop."""
+        zstd = takes_zstd(request.headers.get("accept-encoding", ""))
+        return await self._encoding.call(lambda: compressed(encode(), zstd=zstd), seconds=_ENCODING_SECONDS)
+
+
+class _Budgeted(Answer):
+    """An answer whose bytes are given back when it is out."""
+
+    def __init__(self, answer: Answer, budget: Budget) -> None:
+        self.status, self.body, self.headers = answer.status, answer.body, answer.headers
+        self._budget = budget
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._budget.give_back(len(self.body))

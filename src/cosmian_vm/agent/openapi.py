@@ -1,0 +1,112 @@
+"""The API document that ``GET /openapi.json`` answers (OpenAPI 3.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cosmian_vm import __version__, wire
+
+__all__ = ["openapi_document"]
+
+_REFERENCE = "#/components/schemas/{name}"
+_SHAPES = (
+    wire.VersionAnswer,
+    wire.EvidenceRequest,
+    wire.EvidenceAnswer,
+    wire.SnapshotProgress,
+    wire.AppConfiguration,
+    wire.TpmQuoteV1,
+)
+_BYTES = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}}
+_NULL = {"type": "null"}
+_SNAPSHOT = {"type": "object", "description": "The snapshot file's content."}
+
+_Schema = dict[str, Any]
+
+
+def openapi_document() -> _Schema:
+    """The document, made of the very shapes that are sent."""
+    _, components = msgspec.json.schema_components(_SHAPES, ref_template=_REFERENCE)
+    paths: dict[str, _Schema] = {
+        wire.VERSION: {"get": _call("What this machine has and which API versions it speaks", _of(wire.VersionAnswer))},
+        wire.EVIDENCE: {
+            "post": _call(
+                "All evidence of this moment, bound to the nonce and to this connection's certificate",
+                _of(wire.EvidenceAnswer),
+                body=_of(wire.EvidenceRequest),
+            )
+        },
+        wire.SNAPSHOT_V2: {
+            "get": _call("The snapshot; the first call orders it", _SNAPSHOT, waiting=_of(wire.SnapshotProgress)),
+            "delete": _call("Forget the snapshot; 409 while it is computed", _NULL),
+        },
+        wire.SNAPSHOT_V1: {
+            "get": _call("The snapshot; the first call orders it (version 1)", _SNAPSHOT, waiting=_NULL),
+            "delete": _call("Forget the snapshot; 409 while it is computed", _NULL),
+        },
+        wire.IMA_ASCII: {"get": _call("The kernel's IMA list, ASCII (version 1)", {"type": "string"})},
+        wire.IMA_BINARY: {"get": _call("The kernel's IMA list, binary (version 1)", _BYTES)},
+        wire.QUOTE_TEE: {"get": _call("A quote of the TEE (version 1)", _BYTES, nonce="exactly 32 bytes")},
+        wire.QUOTE_TPM: {
+            "get": _call("A quote of the TPM (version 1)", _of(wire.TpmQuoteV1), nonce="at most 64 bytes")
+        },
+        wire.APP_INIT: {
+            "post": _call("Write app.conf and start the application", _NULL, body=_of(wire.AppConfiguration))
+        },
+        wire.APP_RESTART: {"post": _call("Restart the application", _NULL)},
+        wire.OPENAPI: {"get": _call("This document", {"type": "object"})},
+        wire.HEALTH: {"get": _call("Whether the agent lives", {"type": "object"})},
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Cosmian VM agent",
+            "version": __version__,
+            "description": f"Orders need the header {wire.ORDER_HEADER}: 2, unless the agent takes orders from anyone.",
+        },
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _of(shape: type[msgspec.Struct]) -> _Schema:
+    return {"$ref": _REFERENCE.format(name=shape.__name__)}
+
+
+def _content(schema: _Schema) -> _Schema:
+    return {"application/json": {"schema": schema}}
+
+
+def _call(
+    summary: str,
+    answer: _Schema,
+    *,
+    body: _Schema | None = None,
+    waiting: _Schema | None = None,
+    nonce: str | None = None,
+) -> _Schema:
+    responses: _Schema = {
+        "200": {"description": "Done", "content": _content(answer)},
+        "default": {
+            "description": "Why not, in one line; status 500 carries an error id that the agent's log explains",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+    }
+    if waiting is not None:
+        responses["202"] = {"description": "It is being computed", "content": _content(waiting)}
+    call: _Schema = {"summary": summary, "responses": responses}
+    if body is not None:
+        call["requestBody"] = {"required": True, "content": _content(body)}
+    if nonce is not None:
+        call["parameters"] = [
+            {
+                "name": "nonce",
+                "in": "query",
+                "required": True,
+                "description": f"{nonce}, base64 (standard alphabet) without padding; + is sent as %2B",
+                "schema": {"type": "string"},
+            }
+        ]
+    return call

@@ -1,0 +1,72 @@
+"""The seam between the front (HTTPS, unprivileged) and the collector (root): a small, fixed vocabulary.
+
+The front knows nothing of TPMs, reports or files; it hands on what a client asked and the certificate of the client's
+connection. Arguments and results are plain values, so that a Unix socket can stand between the two. Each order may
+raise OrderError (with the HTTP status), AttesterError (a device failed: 500), NotAvailableError (no such device: 404).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from cosmian_vm.agent.owner import Caller
+from cosmian_vm.wire import EvidenceAnswer, SnapshotProgress, TpmQuoteV1, VersionAnswer
+
+__all__ = ["Orders", "SnapshotState"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotState:
+    """Where the snapshot stands: exactly one of the three is set, or none where none was ordered.
+
+    ``progress``: it is being computed. ``finished``: the file's content, JSON. ``failed``: why, in one line.
+    """
+
+    progress: SnapshotProgress | None = None
+    finished: bytes | None = None
+    failed: str | None = None
+
+
+class Orders(Protocol):
+    """All that the front can ask for. ``leaf``: certificate (DER) of the very connection that gets the answer."""
+
+    async def version(self) -> VersionAnswer:
+        """What this machine has."""
+        ...
+
+    async def evidence(self, nonce: bytes, leaf: bytes, ima_from: int) -> EvidenceAnswer:
+        """All evidence of one moment, bound to ``nonce`` (32 bytes) and ``leaf`` (version 2)."""
+        ...
+
+    async def tee_quote_v1(self, nonce: bytes, leaf: bytes) -> bytes:
+        """Version 1: the TEE's quote with its certificates behind it. ``nonce``: 32 bytes."""
+        ...
+
+    async def tpm_quote_v1(self, nonce: bytes) -> TpmQuoteV1:
+        """Version 1: a quote over the one PCR of the IMA list. ``nonce``: at most 64 bytes."""
+        ...
+
+    async def ima_ascii(self) -> bytes:
+        """The kernel's list, ASCII."""
+        ...
+
+    async def ima_binary(self) -> bytes:
+        """The kernel's list, binary."""
+        ...
+
+    async def snapshot(self, caller: Caller) -> SnapshotState:
+        """The present state; where there is none yet, this orders one (and needs the right to)."""
+        ...
+
+    async def delete_snapshot(self, caller: Caller) -> None:
+        """Forget a finished or failed snapshot. 409 while one is being computed."""
+        ...
+
+    async def init_app(self, caller: Caller, configuration: bytes) -> None:
+        """Write ``app.conf`` and start the application with it."""
+        ...
+
+    async def restart_app(self, caller: Caller) -> None:
+        """Restart the application."""
+        ...

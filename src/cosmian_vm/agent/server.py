@@ -1,0 +1,154 @@
+"""The listening side: socket, TLS, HTTP, and an end in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from starlette.types import ASGIApp
+from uvicorn.config import Config
+from uvicorn.server import Server
+
+from cosmian_vm.agent.http_protocol import MAX_CONNECTIONS, _Protocol, make_protocol
+from cosmian_vm.agent.log import LOGGER, describe
+from cosmian_vm.agent.tls import TlsIdentity
+from cosmian_vm.errors import ConfigError
+
+__all__ = ["listen", "serve"]
+
+_BACKLOG = 1024
+_KEEP_ALIVE_SECONDS = 20
+_GOODBYE_SECONDS = 10
+_LLMNR_PORT = 5355
+_REFRESH_SECONDS = 1.0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. Raises ConfigError naming the cause where there can be none."""
+    place = f"host {host}, port {port}"
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except (OSError, UnicodeError) as exc:
+        raise ConfigError(f"[agent] host: {host!r} is no address of this machine: {exc}") from exc
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as exc:
+        listener.close()
+        if exc.errno == errno.EADDRINUSE and port == _LLMNR_PORT:
+            raise ConfigError(
+                f"{place}: the port is in use, most likely by systemd-resolved, which answers LLMNR on it: set "
+                "LLMNR=no in /etc/systemd/resolved.conf and restart systemd-resolved, or set another [agent] port"
+            ) from exc
+        if exc.errno == errno.EADDRINUSE:
+            raise ConfigError(f"{place}: the port is in use by another program: set another [agent] port") from exc
+        raise ConfigError(f"{place}: cannot listen there: {exc.strerror or exc}") from exc
+    listener.setblocking(False)
+    return listener
+
+
+async def serve(
+    app: ASGIApp,
+    identity: TlsIdentity,
+    listener: socket.socket,
+    *,
+    on_ready: Callable[[str, int], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT (in the main thread), or until ``stop`` is set."""
+    config = Config(
+        app,
+        http=make_protocol(identity),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_GOODBYE_SECONDS,
+    )
+    config.load()
+    config.ssl = identity.context
+    address = listener.getsockname()
+    server = _Server(config, lambda: _announce(address, on_ready))
+    identity.on_change = server.retire_outdated
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_log_exception)
+    watches = [loop.create_task(_watch(identity))]
+    if stop is not None:
+        watches.append(loop.create_task(_until(stop, server)))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        for watch in watches:
+            watch.cancel()
+        listener.close()
+
+
+class _Server(Server):
+    def __init__(self, config: Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self._on_ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but a signal that ended the server is not raised again: to end is not a failure."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def retire_outdated(self) -> None:
+        """Close the connections that show another certificate than the present one, after the answer in progress."""
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, _Protocol) and connection.outdated:
+                connection.retire()
+
+
+def _announce(address: tuple[Any, ...], on_ready: Callable[[str, int], None] | None) -> None:
+    host, port = address[0], address[1]
+    LOGGER.info("listening on https://%s:%d", f"[{host}]" if ":" in host else host, port)
+    if on_ready is not None:
+        on_ready(host, port)
+
+
+async def _watch(identity: TlsIdentity) -> None:
+    """Certificates are picked up also when nobody connects: older connections do not linger."""
+    while True:
+        await asyncio.sleep(_REFRESH_SECONDS)
+        identity.refresh()
+
+
+async def _until(stop: asyncio.Event, server: Server) -> None:
+    await stop.wait()
+    server.should_exit = True
+
+
+def _log_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio finds wrong by itself: lost connections are everyday, the rest is one line."""
+    exc = context.get("exception")
+    if isinstance(exc, OSError):
+        return
+    LOGGER.error("%s%s", context.get("message", "error"), f": {describe(exc)}" if exc is not None else "")
