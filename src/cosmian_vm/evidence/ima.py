@@ -41,6 +41,8 @@ __all__ = [
     "BOOT_AGGREGATE",
     "HASH_SIZES",
     "IMA_PCR",
+    "LEGACY_TEMPLATE",
+    "MAX_PCR",
     "MAX_TEMPLATE_NAME",
     "PCR_SIZES",
     "TEMPLATES",
@@ -64,6 +66,9 @@ __all__ = [
     "serialise_entry",
     "template_hash",
 ]
+
+LEGACY_TEMPLATE = LEGACY
+"""The template ``ima``: the only one that has no length in front of its data."""
 
 BOOT_AGGREGATE = b"boot_aggregate"
 """Name of the first entry: the hash of the boot PCRs."""
