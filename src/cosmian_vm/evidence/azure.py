@@ -205,6 +205,9 @@ def _problem(field_name: str, problem: str) -> EvidenceFormatError:
 
 
 def _claims(var_data: bytes) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -212,7 +215,7 @@ def _claims(var_data: bytes) -> dict[str, Any]:
         return found
 
     try:
-        claims = json.loads(var_data.decode("utf-8"), object_pairs_hook=unique)
+        claims = json.loads(var_data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
     except (ValueError, RecursionError) as exc:
         raise _problem("JSON", f"cannot be read: {exc}") from exc
     if not isinstance(claims, dict):

@@ -62,7 +62,7 @@ _QE_SIGNERS = {
 _PASSING = ("SWHardeningNeeded", "ConfigurationNeeded")
 """Statuses that pass with a warning: what they ask for is the administrator's own work, not older firmware."""
 
-_FETCH = "fetch Intel's collateral of this platform (TCB info, QE identity, CRLs) from Intel's PCS or a PCCS and give it along"
+_FETCH = "fetch Intel's collateral of this platform (TCB info, QE identity, CRLs) from Intel's PCS or a PCCS"
 
 # Where dcap-qvl refuses for what tee.debug shows, not for the TCB: our own level stands.
 _ATTRIBUTE_REFUSALS = (
