@@ -230,7 +230,7 @@ def test_a_killed_worker_is_an_error_that_names_the_files(endless: Scope) -> Non
 
     stopper = Stopper(kill)
     with pytest.raises(AttesterError, match="signal 9, between /huge and /small"):
-        walk_and_hash(endless, progress=stopper)
+        walk_and_hash(endless, progress=stopper, workers=1)
     assert len(stopper.pids) > 1
     assert _gone(stopper.pids)
 

@@ -305,6 +305,15 @@ def test_a_wrong_form_is_named(data: object, named: str) -> None:
     assert named in refused(data)
 
 
+@pytest.mark.parametrize("index", [0, 1023, 1024, 1025, 2999])
+def test_one_wrong_digest_among_many_is_named(index: int) -> None:
+    files = [[f"/{number}", SHA256] for number in range(3000)]
+    assert parse(raw({**V1, "filehashes": files}), "f").filehashes is not None
+    for wrong in ("AB" * 32, "a" * 63, "ab" * 31 + "a\n", "é" * 64):
+        files[index][1] = wrong
+        assert f"filehashes[{index}] ('/{index}')" in refused({**V1, "filehashes": files})
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"{", b"\xff", b'{"created": "\xff"}', b'{"created": "\\ud800"}', b"[" * 100_000, b"nonsense", b"{}"]
 )

@@ -287,8 +287,10 @@ class Worker:
         _, status = os.waitpid(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
         how = f"signal {-code}" if code < 0 else f"status {code}"
-        batch = self.batches[0][1].decode(errors="backslashreplace").split("\0") if self.batches else ["?"]
-        return HelperError(f"a hashing process ended with {how}, between {batch[0]} and {batch[-1]}")
+        if not self.batches:
+            return HelperError(f"a hashing process ended with {how} while it waited for work")
+        paths = self.batches[0][1].decode(errors="backslashreplace").split("\0")
+        return HelperError(f"a hashing process ended with {how}, between {paths[0]} and {paths[-1]}")
 
     def end(self) -> None:
         """No more batches: it ends by itself."""

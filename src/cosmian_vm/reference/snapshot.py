@@ -76,6 +76,7 @@ Anchor = Literal["tee", "svsm", "certificate", "operator"]
 
 _HEX = "0123456789abcdef"
 _SHOWN = 400
+_CHECKED_AT_ONCE = 1024
 _CLOCK_END = 1 << 64
 _AK_NAME_SIZES = frozenset({22, 34, 50, 66})  # TPMI_ALG_HASH (2 bytes) and a digest
 
@@ -193,13 +194,20 @@ _DIGEST_LENGTHS = frozenset(2 * size for size in DIGEST_SIZES)
 
 
 def _check_digests(name: str, entries: tuple[tuple[str, str], ...]) -> None:
-    """Every digest is lower-case hex of a known size: all at once, there may be hundreds of thousands."""
-    digests = list(map(itemgetter(1), entries))
-    joined = "".join(digests)
-    with contextlib.suppress(ValueError):
-        if set(map(len, digests)) <= _DIGEST_LENGTHS and bytes.fromhex(joined).hex() == joined:
-            return
-    for index, (path, digest) in enumerate(entries):
+    """Every digest is lower-case hex of a known size. There may be hundreds of thousands: many at once, but no more
+    than the processor's cache holds.
+    """
+    for start in range(0, len(entries), _CHECKED_AT_ONCE):
+        digests = list(map(itemgetter(1), entries[start : start + _CHECKED_AT_ONCE]))
+        joined = "".join(digests)
+        with contextlib.suppress(ValueError):
+            if set(map(len, digests)) <= _DIGEST_LENGTHS and bytes.fromhex(joined).hex() == joined:
+                continue
+        _blame(name, entries, start)
+
+
+def _blame(name: str, entries: tuple[tuple[str, str], ...], start: int) -> None:
+    for index, (path, digest) in enumerate(entries[start:], start):
         if len(digest) not in _DIGEST_LENGTHS or digest.strip(_HEX):
             raise ValueError(f"{name}[{index}] ({path[:200]!r}): the digest must be lower-case hex of a known length")
 
