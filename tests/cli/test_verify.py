@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from cosmian_vm import wire
 from cosmian_vm.certificates import self_signed
+from cosmian_vm.devkit.amd import AmdVendor
 from cosmian_vm.devkit.machine import Machine
 
 Run = Callable[..., Any]
@@ -38,8 +40,27 @@ def test_unchanged(verify: Run) -> None:
 
 
 def test_trust_root_is_named_on_every_verdict(verify: Run) -> None:
-    assert "--trust-root" in verify().lines[0]
-    assert any("--trust-root" in note for note in json.loads(verify("--json").out)["notes"])
+    assert [line for line in verify().lines if "--trust-root" in line] == [verify().lines[0]]
+    (note,) = json.loads(verify("--json").out)["notes"]
+    assert "Simulated" in note
+    assert "--trust-root" in note
+
+
+def test_trust_root_takes_roots_alone(verify: Run, vendor: AmdVendor, tmp_path: Path) -> None:
+    intermediate = tmp_path / "ask.pem"
+    intermediate.write_bytes(vendor.ask.public_bytes(Encoding.PEM))
+    ran = verify("--trust-root", intermediate)
+    assert ran.status == 2
+    assert "ask.pem" in ran.err
+    assert "is no root" in ran.err
+
+
+def test_trust_root_adds_nothing_but_the_file(vendor: AmdVendor, root: Path) -> None:
+    """AMD's intermediates are pinned as a convenience; as roots they would escape revocation."""
+    from cosmian_vm.cli._session import load_roots
+
+    roots, _ = load_roots([str(root)])
+    assert roots == (vendor.ark,)
 
 
 def test_without_trust_root(run: Run, agent: Any, taken: Path) -> None:

@@ -17,8 +17,8 @@ from cryptography import x509
 
 from cosmian_vm.cli._common import read_file, working
 from cosmian_vm.cli.render import Outcome
-from cosmian_vm.client import AgentClient, application_peer
-from cosmian_vm.endorsements.amd import collect, is_pinned_root, pinned_roots
+from cosmian_vm.client import AgentClient, application_peer, one_line
+from cosmian_vm.endorsements.amd import collect, is_pinned_root, load_certificate, pinned_roots
 from cosmian_vm.endorsements.store import EndorsementStore, fetch
 from cosmian_vm.errors import EndorsementError, InputError, RefusedError
 from cosmian_vm.evidence.binding import NONCE_SIZE
@@ -96,22 +96,29 @@ def load_roots(paths: Sequence[str]) -> tuple[tuple[x509.Certificate, ...], tupl
     roots: list[x509.Certificate] = []
     notes: list[str] = []
     for path in paths:
-        try:
-            found = collect([read_file(path)]).certificates
-        except EndorsementError as exc:
-            raise InputError(f"{path}: no root certificate in PEM: {exc}") from exc
-        if not found:
-            raise InputError(f"{path}: no certificate in it; --trust-root takes a root certificate in PEM")
-        for certificate in found:
+        for certificate in _certificates(path):
+            name = certificate.subject.rfc4514_string()
+            if certificate.subject != certificate.issuer:
+                issuer = certificate.issuer.rfc4514_string()
+                raise InputError(f"{path}: {name} is no root, {issuer} issued it; --trust-root takes roots alone")
             if is_pinned_root(certificate):
                 continue
             roots.append(certificate)
-            name = certificate.subject.rfc4514_string()
             notes.append(
                 f"Trusting {name} from {path} (--trust-root): it is no hardware maker's root, whoever has its key can "
                 "make this machine up"
             )
     return tuple(roots), tuple(notes)
+
+
+def _certificates(path: str) -> list[x509.Certificate]:
+    """The certificates in a file (PEM or DER), and nothing but them. Raises InputError where there is none."""
+    raw = read_file(path)
+    try:
+        blocks = x509.load_pem_x509_certificates(raw) if b"-----BEGIN" in raw else [load_certificate(raw)]
+    except (ValueError, TypeError, EndorsementError) as exc:
+        raise InputError(f"{path}: no root certificate in PEM: {one_line(str(exc))}") from exc
+    return blocks
 
 
 def examine(

@@ -16,19 +16,19 @@ __all__ = ["command"]
 
 _EPILOG = """\b
 Examples:
-  cosmian_vm --url https://vm.example.com:5355 app init --conf app.json --snapshot cosmian_vm.snapshot
+  cosmian_vm --url https://vm.example.com:5355 app init -c app.json -s cosmian_vm.snapshot
   cosmian_vm --url https://vm.example.com:5355 app restart
 """
 
 _INIT_EPILOG = """\b
 Examples:
   Secrets for a machine that is set up and recorded (do this whenever you can):
-    cosmian_vm --url https://vm.example.com:5355 app init --conf app.json --snapshot cosmian_vm.snapshot
-  Before there is a snapshot: it is genuine hardware, but whose machine it is nobody has proven yet:
+    cosmian_vm --url https://vm.example.com:5355 app init -c app.json -s cosmian_vm.snapshot
+  Before there is a snapshot (genuine hardware, but nothing proves whose machine it is):
     cosmian_vm --url https://vm.example.com:5355 app init --conf app.json
 \b
-Exit status: 0 done, 1 the machine is not trusted (nothing was sent), 2 wrong usage or unreadable file,
-3 no evidence to be had, or the agent refused.
+Exit status: 0 done, 1 the machine is not trusted (nothing was sent), 2 wrong usage or
+unreadable file, 3 no evidence to be had, or the agent refused.
 """
 
 

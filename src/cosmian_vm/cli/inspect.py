@@ -30,8 +30,8 @@ Examples:
   As it was on a given day, for a program to read:
     cosmian_vm inspect quote.bin --verify --with collateral.json --at 2025-10-02T00:00:00Z --json
 \b
-Exit status: 0 authentic (without --verify: readable), 1 not authentic, 2 wrong usage or nothing that
-can be read as evidence.
+Exit status: 0 authentic (without --verify: readable), 1 not authentic, 2 wrong usage or nothing
+that can be read as evidence.
 """
 
 

@@ -13,6 +13,7 @@ from cosmian_vm.verifier.result import Check, Status
 
 __all__ = ["page"]
 
+_COUNTED = {Status.OK: "passed", Status.FAIL: "failed", Status.WARNING: "with a warning", Status.SKIP: "skipped"}
 _WORDS = {Status.OK: "OK", Status.FAIL: "Failed", Status.WARNING: "Warning", Status.SKIP: "Skipped"}
 
 
@@ -31,7 +32,7 @@ def page(outcome: Outcome) -> bytes:
         moment=outcome.moment.astimezone(UTC).strftime("%d %B %Y, %H:%M:%S UTC"),
         groups=found,
         notable=[check for group in found for check in group.checks if _withholds(check)],
-        counts=[(str(status), _WORDS[status], counted[status]) for status in Status if counted[status]],
+        counts=[(str(status), _COUNTED[status], counted[status]) for status in Status if counted[status]],
         opened=_opened,
         version=__version__,
     )
