@@ -88,8 +88,10 @@ def walk(
 ) -> Walk:
     """Walk over ``log``, whose first entry is number ``first`` of the whole list.
 
-    ``known``: template data of entries that need no further look, but for those ``watched``. ``start``: PCRs before the first entry, zeros where
-    absent. ``main``: the PCR that IMA extends. Raises EvidenceFormatError as parse_binary does.
+    ``known``: template data of entries that need no further look, but for those ``watched``. ``start``: PCRs before
+    the first entry, zeros where absent. ``main``: the PCR that IMA extends.
+
+    Raises EvidenceFormatError as parse_binary does.
     """
     found = Walk()
     window = _Window(quoted, {pcr: value for pcr, value in start.items() if pcr != main})

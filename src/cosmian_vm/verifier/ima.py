@@ -43,6 +43,10 @@ IMA_CHECKS = ("ima.replay", "ima.boot_aggregate", "ima.files", "ima.policy", "im
 """The checks made here, in this order."""
 
 
+_CONFIGURABLE_PCRS = range(8, 15)
+"""CONFIG_IMA_MEASURE_PCR_IDX; none of these can be reset without a reboot."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImaSession:
     """What a kept state belongs to. A state of another session is worth nothing.
@@ -111,6 +115,7 @@ def appraise_ima(
     if problem := _cannot_continue(ima_from, prior, session):
         return _unread(_all_fail(problem), ima_from)
     kept = prior if ima_from else None
+    pcr = _ima_pcr(quoted)
     if known is None or known.reference is not reference or known.whitelist is not whitelist:
         known = KnownFiles(reference, whitelist)
     try:
@@ -120,7 +125,7 @@ def appraise_ima(
             known=lookup.fast,
             watched=lookup.watched,
             start={} if kept is None else kept.pcrs,
-            main=IMA_PCR,
+            main=pcr,
             quoted=quoted,
             first=ima_from,
         )
@@ -129,7 +134,7 @@ def appraise_ima(
         return _unread(_all_fail(str(exc)), ima_from)
     earlier = () if kept is None else kept.violations
     checks = [
-        _check_replay(log, found, listed.first, quoted, ima_from=ima_from),
+        _check_replay(log, found, listed.first, quoted, pcr=pcr, ima_from=ima_from),
         check_boot_aggregate(listed.first, quoted, boot_pcrs),
         check_files(listed, known, lookup),
         check_policy(listed, known, continued=kept is not None),
@@ -169,6 +174,12 @@ def _cannot_continue(ima_from: int, prior: ImaState | None, session: ImaSession 
     return ""
 
 
+def _ima_pcr(quoted: QuotedPcrs) -> int:
+    """The PCR that IMA extends: version 1 quotes that one alone, and the kernel may have been built for another."""
+    alone = quoted.digest_pcr
+    return alone if alone is not None and alone in _CONFIGURABLE_PCRS else IMA_PCR
+
+
 def _state(
     checks: list[Check],
     listed: Listed,
@@ -185,17 +196,19 @@ def _state(
     return ImaState(entries=matched, pcrs=found.values, first=listed.first, violations=earlier + new, session=session)
 
 
-def _check_replay(log: bytes, found: Walk, first: ImaEntry | None, quoted: QuotedPcrs, *, ima_from: int) -> Check:
+def _check_replay(
+    log: bytes, found: Walk, first: ImaEntry | None, quoted: QuotedPcrs, *, pcr: int, ima_from: int
+) -> Check:
     """A prefix replays to the quoted PCR, and each template hash is that of its data."""
     name = "ima.replay"
-    if quoted.matches(IMA_PCR, bytes(32)):
+    if quoted.matches(pcr, bytes(32)):
         return fail(
             name,
-            f"The quoted PCR {IMA_PCR} is zero: nothing was ever measured into this TPM; IMA finds it only if the "
+            f"The quoted PCR {pcr} is zero: nothing was ever measured into this TPM; IMA finds it only if the "
             "TPM's driver is built into the kernel",
         )
-    if IMA_PCR not in quoted.indices:
-        return fail(name, f"No usable TPM quote covers PCR {IMA_PCR}, so nothing vouches for the IMA list")
+    if pcr not in quoted.indices:
+        return fail(name, f"No usable TPM quote covers PCR {pcr}, so nothing vouches for the IMA list")
     if first is None or not is_boot_aggregate(first):
         return fail(name, "The IMA list does not begin with boot_aggregate: its beginning is missing")
     if found.bad:
@@ -210,11 +223,11 @@ def _check_replay(log: bytes, found: Walk, first: ImaEntry | None, quoted: Quote
         pcrs = ", ".join(str(pcr) for pcr in sorted(found.strays))
         return fail(name, f"The IMA list has entries for PCR {pcrs}, which do not replay to what was quoted of it")
     if found.matched is None:
-        return fail(name, _no_prefix(log, quoted, is_whole=ima_from == 0))
+        return fail(name, _no_prefix(log, quoted, pcr, is_whole=ima_from == 0))
     total = ima_from + found.total
     matched = ima_from + found.matched
     later = f", {total - matched} came after the quote" if total != matched else ""
-    return ok(name, f"The first {matched} of {total} entries of the IMA list replay to the quoted PCR {IMA_PCR}{later}")
+    return ok(name, f"The first {matched} of {total} entries of the IMA list replay to the quoted PCR {pcr}{later}")
 
 
 def _entries(count: int) -> str:
@@ -227,26 +240,26 @@ def _describe(log: bytes, number: int, offset: int) -> str:
     return f"entry {number}" if path is None else f"entry {number} ({format_path(path)})"
 
 
-def _no_prefix(log: bytes, quoted: QuotedPcrs, *, is_whole: bool) -> str:
-    if is_whole and _replays_padded(log, quoted):
+def _no_prefix(log: bytes, quoted: QuotedPcrs, pcr: int, *, is_whole: bool) -> str:
+    if is_whole and _replays_padded(log, quoted, pcr):
         return (
-            f"PCR {IMA_PCR} was extended with SHA-1 hashes, as kernels before 5.8 do; SHA-1 is not accepted: "
+            f"PCR {pcr} was extended with SHA-1 hashes, as kernels before 5.8 do; SHA-1 is not accepted: "
             "use Linux 5.8 or newer"
         )
     return (
-        f"No prefix of the IMA list replays to the quoted PCR {IMA_PCR}: entries were removed, changed or reordered, "
+        f"No prefix of the IMA list replays to the quoted PCR {pcr}: entries were removed, changed or reordered, "
         "or the list is not of the boot that was quoted"
     )
 
 
-def _replays_padded(log: bytes, quoted: QuotedPcrs) -> bool:
+def _replays_padded(log: bytes, quoted: QuotedPcrs, pcr: int) -> bool:
     """Whether a prefix replays the way it did before Linux 5.8."""
     value: bytes | None = None
     at = index = 0
     while at < len(log):
         entry, at = read_entry(log, at, index)
         index += 1
-        value = replay((entry,), "sha256", IMA_PCR, start=value, padded_sha1=True)
-        if quoted.matches(IMA_PCR, value):
+        value = replay((entry,), "sha256", pcr, start=value, padded_sha1=True)
+        if quoted.matches(pcr, value):
             return True
     return False
