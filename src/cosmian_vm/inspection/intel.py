@@ -26,7 +26,6 @@ __all__ = [
     "TDX_QUOTE",
     "intel_roots",
     "report_data_check",
-    "tdreport_hashes",
     "verify_with",
 ]
 
