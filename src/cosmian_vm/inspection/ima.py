@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from pathlib import PurePath
 
 from cryptography import x509
 
@@ -197,10 +196,16 @@ def _entries_in_quote(kind: str, raw: bytes, entries: _Entries, material: Materi
     found: dict[str, JSON] = {}
     for name, quote in parsed_quotes(material):
         if any(IMA_PCR in selection.pcrs for selection in quote.pcr_selections):
-            found[PurePath(name).stem] = resolve_pcrs(quote, together, None).entries
+            found[_stem(name)] = resolve_pcrs(quote, together, None).entries
     if material.pcrs and _READ_OUT not in found:
         found[_READ_OUT] = _prefix_of_values(entries, material)
     return found
+
+
+def _stem(name: str) -> str:
+    """A file's name without folder and suffix."""
+    base = name.replace("\\", "/").rpartition("/")[2]
+    return base.rpartition(".")[0] or base
 
 
 def _prefix_of_values(entries: _Entries, material: Material) -> int | None:

@@ -97,6 +97,7 @@ def walk(
     window = _Window(quoted, {pcr: value for pcr, value in start.items() if pcr != main})
     value = start.get(main, bytes(_SHA256_SIZE))
     if first and quoted.matches(main, value):
+        window.open = True
         _match(found, window, 0, main, value)
     target, is_digest = _target(quoted, main)
     at = index = 0
@@ -126,15 +127,13 @@ def walk(
         index += 1
         if pcr == main:
             value = sha256(value + extension).digest()
-            window.open = False
-            if (sha256(value).digest() if is_digest else value) == target:
-                _match(found, window, index, main, value)
+            window.open = (sha256(value).digest() if is_digest else value) == target
         else:
             if pcr > MAX_PCR:
                 read_entry(log, at, first + index - 1)  # raises: there is no such PCR
             window.extend(pcr, extension)
-            if window.open:
-                _match(found, window, index, main, value)
+        if window.open:
+            _match(found, window, index, main, value)
         at = stop
     found.total = index
     return found
@@ -149,7 +148,6 @@ def _target(quoted: QuotedPcrs, pcr: int) -> tuple[bytes | None, bool]:
 
 def _match(found: Walk, window: _Window, matched: int, main: int, value: bytes) -> None:
     """The main PCR has its quoted value after ``matched`` entries: do the others?"""
-    window.open = True
     if window.settled():
         found.matched = matched
         found.values = {**window.others, main: value}
