@@ -130,7 +130,7 @@ def load_certificate(der: bytes) -> x509.Certificate:
             certificate = x509.load_der_x509_certificate(der)
             certificate.subject, certificate.issuer, certificate.signature_algorithm_oid  # noqa: B018 - lazy parts
         return certificate
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
         raise EndorsementError(f"not a usable X.509 certificate: {_one_line(exc)}") from exc
 
 
@@ -142,7 +142,7 @@ def load_crl(der: bytes) -> x509.CertificateRevocationList:
             crl = x509.load_der_x509_crl(der)
             crl.issuer, crl.last_update_utc, crl.next_update_utc  # noqa: B018 - lazy parts
         return crl
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
         raise EndorsementError(f"not a usable X.509 CRL: {_one_line(exc)}") from exc
 
 
