@@ -32,6 +32,7 @@ __all__ = [
     "AppConfiguration",
     "EvidenceAnswer",
     "EvidenceRequest",
+    "SavedEvidence",
     "SnapshotProgress",
     "TpmAnswer",
     "TpmQuoteV1",
@@ -95,6 +96,15 @@ class EvidenceAnswer(msgspec.Struct, frozen=True, kw_only=True):
     ima_from: int
     owners: list[str]
     cloud: str | None
+
+
+class SavedEvidence(EvidenceAnswer, frozen=True, kw_only=True):
+    """An evidence bundle in a file: the agent's answer, the nonce that it answers, and the certificate (DER) of the TLS
+    connection that it came over; None where only the answer was kept.
+    """
+
+    nonce: bytes | None = None
+    tls_certificate: bytes | None = None
 
 
 class VersionAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -46,9 +46,10 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """The evidence of one moment and what came of it."""
+    """The evidence of one moment, the nonce that it answers, and what came of it."""
 
     evidence: Evidence
+    nonce: bytes
     outcome: Outcome
 
 
@@ -168,7 +169,7 @@ def examine(
         applications=tuple(applications),
         notes=(*setup.notes, *gathered.notes),
     )
-    return Examined(evidence, outcome)
+    return Examined(evidence, nonce, outcome)
 
 
 def _evidence(client: AgentClient, nonce: bytes, policy: Policy) -> Evidence:

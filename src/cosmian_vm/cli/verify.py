@@ -58,6 +58,7 @@ Exit status: 0 trusted, 1 not trusted, 2 wrong usage or unreadable file, 3 no ev
 @click.option("--verbose", "-v", is_flag=True, help="Show every check.")
 @click.option("--json", "as_json_data", is_flag=True, help="Print the verdict as JSON.")
 @click.option("--report", metavar="FILE", help="Write the verdict as one self-contained HTML page.")
+@click.option("--save-evidence", metavar="FILE", help="Keep what the machine showed; inspect reads it.")
 @click.pass_context
 def command(
     context: click.Context,
@@ -75,6 +76,7 @@ def command(
     verbose: bool,
     as_json_data: bool,
     report: str | None,
+    save_evidence: str | None,
 ) -> int:
     """Ask the machine for fresh evidence and compare it with a snapshot.
 
@@ -91,7 +93,7 @@ def command(
     )
     setup = setup_from(trust_roots, endorsements, offline=offline)
     with target.client() as client:
-        outcome = examine(
+        examined = examine(
             client,
             setup,
             policy,
@@ -100,7 +102,8 @@ def command(
             whitelist=allowed,
             applications=applications,
             quiet=as_json_data,
-        ).outcome
+        )
+    outcome = examined.outcome
     if as_json_data:
         click.echo(as_json(as_data(outcome)))
     else:
@@ -110,4 +113,8 @@ def command(
         from cosmian_vm.cli.report import page
 
         write_atomically(report, page(outcome))
+    if save_evidence is not None:
+        from cosmian_vm.cli._saved import evidence_file
+
+        write_atomically(save_evidence, evidence_file(examined.evidence, examined.nonce))
     return TRUSTED if outcome.verdict.trusted else NOT_TRUSTED
