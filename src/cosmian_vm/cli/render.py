@@ -70,7 +70,7 @@ def printable(text: str) -> str:
 
 def tag(status: Status) -> str:
     """``[ OK ]`` and so on, coloured where the output is a terminal."""
-    return click.style(f"[ {_LABELS[status]} ]", fg=_COLOURS[status], bold=status is Status.FAIL)
+    return click.style(f"[ {_LABELS[status]} ]", fg=_COLOURS[status], bold=True if status is Status.FAIL else None)
 
 
 def groups(outcome: Outcome) -> tuple[Group, ...]:

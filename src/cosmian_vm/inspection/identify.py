@@ -35,17 +35,7 @@ _NAMES = (
 @cache
 def known_kinds() -> tuple[Kind, ...]:
     """Every kind of file that can be inspected, in the order in which they are asked."""
-    return tuple(kind for module in _MODULES for kind in _kinds_of(f"cosmian_vm.inspection.{module}"))
-
-
-def _kinds_of(module: str) -> tuple[Kind, ...]:
-    try:
-        kinds: tuple[Kind, ...] = import_module(module).KINDS
-    except ModuleNotFoundError as exc:
-        if exc.name != module:
-            raise
-        return ()
-    return kinds
+    return tuple(kind for module in _MODULES for kind in import_module(f"cosmian_vm.inspection.{module}").KINDS)
 
 
 def material_of(files: Iterable[tuple[str, bytes]]) -> Material:
