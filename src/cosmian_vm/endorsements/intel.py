@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cosmian_vm.endorsements._sgx_extension import SGX_EXTENSION_OID, PckExtension, parse_sgx_extension
-from cosmian_vm.endorsements.amd import load_certificate, load_crl
+from cosmian_vm.endorsements.amd import _serial_zero_is_known, load_certificate, load_crl, serial_number
 from cosmian_vm.errors import EndorsementError, EvidenceFormatError
 
 __all__ = [
