@@ -84,12 +84,13 @@ def test_stop_leaves_nothing(tmp_path: Path) -> None:
 def test_another_object_over_the_same_folder_can_stop_it(tmp_path: Path) -> None:
     tpm = Swtpm(tmp_path)
     tpm.start()
-    pid = tpm.pid
-    other = Swtpm(tmp_path)
-    assert other.pid == pid
-    other.stop()
-    assert not tpm.running
-    tpm.stop()
+    try:
+        other = Swtpm(tmp_path)
+        assert other.pid == tpm.pid
+        other.stop()
+        assert not tpm.running
+    finally:
+        tpm.stop(orderly=False)
 
 
 def test_daemon_never_touches_a_pid_that_changed_hands(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ resetCount rises by one, PCRs start at zero. A *roll-back* is what a dishonest h
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -55,7 +56,7 @@ class Swtpm:
         self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not (self._state / "tpm2-00.permall").exists():
             self._manufacture()
-        socket = self._new_socket()
+        path = self._new_socket()
         self._daemon.start(
             [
                 "swtpm",
@@ -64,24 +65,30 @@ class Swtpm:
                 "--tpmstate",
                 f"dir={self._state}",
                 "--server",
-                f"type=unixio,path={socket},mode=0600",
+                f"type=unixio,path={path},mode=0600",
                 "--ctrl",
-                f"type=unixio,path={socket}.ctrl,mode=0600",
+                f"type=unixio,path={path}.ctrl,mode=0600",
                 "--flags",
                 "not-need-init,startup-clear",
             ],
             log=self._log,
         )
-        self._daemon.wait_until(
-            lambda: socket.exists() and Path(f"{socket}.ctrl").exists(), seconds=_START_SECONDS, log=self._log
-        )
+        try:
+            self._daemon.wait_until(
+                lambda: _listens(path) and _listens(Path(f"{path}.ctrl")), seconds=_START_SECONDS, log=self._log
+            )
+        except AttesterError:
+            self._daemon.stop()
+            raise
 
     def stop(self, *, orderly: bool = True) -> None:
         """Power off. ``orderly``: with TPM2_Shutdown(CLEAR) as an operating system does, else the plug is pulled."""
-        if self.running and orderly:
-            self._shutdown_clear()
-        self._daemon.stop()
-        self._forget_socket()
+        try:
+            if self.running and orderly:
+                self._shutdown_clear()
+        finally:
+            self._daemon.stop()
+            self._forget_socket()
 
     def reboot(self, *, orderly: bool = True) -> None:
         """A power cycle over the same state."""
@@ -123,11 +130,11 @@ class Swtpm:
 
     def _new_socket(self) -> Path:
         self._forget_socket()
-        socket = self._folder / "tpm"
-        if len(str(socket)) > _MAX_SOCKET_PATH:
-            socket = Path(tempfile.mkdtemp(prefix="swtpm-")) / "tpm"
-        self._socket_note.write_text(str(socket), encoding="utf-8")
-        return socket
+        path = self._folder / "tpm"
+        if len(str(path)) > _MAX_SOCKET_PATH:
+            path = Path(tempfile.mkdtemp(prefix="swtpm-")) / "tpm"
+        self._socket_note.write_text(str(path), encoding="utf-8")
+        return path
 
     def _socket(self) -> Path:
         try:
@@ -138,9 +145,19 @@ class Swtpm:
     def _forget_socket(self) -> None:
         if not self._socket_note.exists():
             return
-        socket = self._socket()
-        socket.unlink(missing_ok=True)
-        Path(f"{socket}.ctrl").unlink(missing_ok=True)
-        if socket.parent != self._folder:
-            shutil.rmtree(socket.parent, ignore_errors=True)
+        path = self._socket()
+        path.unlink(missing_ok=True)
+        Path(f"{path}.ctrl").unlink(missing_ok=True)
+        if path.parent != self._folder:
+            shutil.rmtree(path.parent, ignore_errors=True)
         self._socket_note.unlink()
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody takes connections there: a socket file alone is not yet a server."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
