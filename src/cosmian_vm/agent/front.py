@@ -97,7 +97,7 @@ class _Front:
             except requests.ClientGoneError:
                 return text_answer(400, "the request ended early", close=True)
             except Exception as exc:
-                return from_error(exc, f"{request.method} {request.url.path}")
+                return from_error(exc, f"{request.method} {request.scope['path']}")
             return _Budgeted(answer, self._budget)
 
         return call

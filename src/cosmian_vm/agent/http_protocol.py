@@ -23,6 +23,8 @@ HEAD_SECONDS = 15.0
 BODY_SECONDS = 150.0
 """From there to the end of the body; calls have shorter limits of their own."""
 
+_GOODBYE_SECONDS = 1.0
+
 MAX_HEAD = 64 * 1024
 """Largest head of a request, in bytes."""
 
@@ -106,6 +108,11 @@ class _Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._take_time()
+
+    def send_400_response(self, msg: str) -> None:
+        """Say so and close. Who sends rubbish may not answer a polite goodbye either: it has a second for it."""
+        super().send_400_response(msg)
+        self._give_time(_GOODBYE_SECONDS)
 
     @property
     def outdated(self) -> bool:

@@ -32,6 +32,7 @@ MAX_APP_BODY = (MAX_APP_CONFIGURATION + 2) // 3 * 4 + 4096
 """Largest body of ``POST /app/init``: base64 of the configuration, and JSON around it."""
 
 MAX_EVIDENCE_BODY = 4096
+_MAX_ENTRY = 2**63 - 1
 _BODY_SECONDS = 30.0
 _APP_BODY_SECONDS = 120.0
 _MOST_THROWN_AWAY = 64 * 1024 * 1024
@@ -87,7 +88,7 @@ async def evidence_request(request: Request) -> EvidenceRequest:
     asked = _decoded(raw, EvidenceRequest)
     if len(asked.nonce) != NONCE_SIZE:
         raise OrderError(f"nonce: {len(asked.nonce)} bytes; expected are {NONCE_SIZE}", status=400)
-    if asked.ima_from < 0:
+    if not 0 <= asked.ima_from <= _MAX_ENTRY:
         raise OrderError("ima_from: expected is the number of an entry, counted from 0", status=400)
     return asked
 
