@@ -48,12 +48,12 @@ RSAPSS = tpm.TpmSignature(Alg.RSAPSS, Alg.SHA384, rsa=bytes(range(256)))
 Parser = Callable[[bytes], Any]
 EXAMPLES: list[tuple[Parser, Callable[[Any], bytes], Any]] = [
     (tpm.parse_quote, tpm.serialise_quote, QUOTE),
-    (tpm.parse_quote, tpm.serialise_quote, replace(QUOTE, safe=False, extra_data=b"", pcr_selections=())),
+    (tpm.parse_quote, tpm.serialise_quote, QUOTE._replace(safe=False, extra_data=b"", pcr_selections=())),
     (tpm.parse_public, tpm.serialise_public, ECC),
     (tpm.parse_public, tpm.serialise_public, RSA_STORAGE),
     (tpm.parse_signature, tpm.serialise_signature, ECDSA),
     (tpm.parse_signature, tpm.serialise_signature, RSAPSS),
-    (tpm.parse_signature, tpm.serialise_signature, replace(RSAPSS, algorithm=Alg.RSASSA)),
+    (tpm.parse_signature, tpm.serialise_signature, RSAPSS._replace(algorithm=Alg.RSASSA)),
 ]
 PARSERS: list[Parser] = [tpm.parse_quote, tpm.parse_public, tpm.parse_public_2b, tpm.parse_signature, tpm.name]
 
@@ -101,6 +101,21 @@ def test_mutations_are_read_as_they_are_or_refused(
     assert serialise(parsed) == bytes(raw)
 
 
+@given(data=st.data())
+def test_the_short_way_accepts_what_the_long_way_does(data: st.DataObject) -> None:
+    raw = bytearray(tpm.serialise_quote(QUOTE))
+    for _ in range(data.draw(st.integers(0, 2))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    cut = bytes(raw[: data.draw(st.integers(0, len(raw)))]) if data.draw(st.booleans()) else bytes(raw)
+    short = tpm._usual_quote(cut)
+    if short is not None:
+        assert tpm._any_quote(cut) == short
+
+
+def test_the_short_way_is_taken() -> None:
+    assert tpm._usual_quote(tpm.serialise_quote(QUOTE)) == QUOTE
+
+
 def field_of(parse: Parser, raw: bytes) -> tuple[str | None, int | None]:
     with pytest.raises(EvidenceFormatError) as caught:
         parse(raw)
@@ -131,12 +146,12 @@ def test_other_attestations_are_no_quotes(kind: int) -> None:
 
 
 def test_lengths_over_the_limit_are_refused_before_anything_is_read() -> None:
-    raw = tpm.serialise_quote(replace(QUOTE, extra_data=bytes(tpm.MAX_EXTRA_DATA + 1)))
+    raw = tpm.serialise_quote(QUOTE._replace(extra_data=bytes(tpm.MAX_EXTRA_DATA + 1)))
     assert field_of(tpm.parse_quote, raw)[0] == "extraData"
-    many = replace(QUOTE, pcr_selections=QUOTE.pcr_selections * 17)
+    many = QUOTE._replace(pcr_selections=QUOTE.pcr_selections * 17)
     assert field_of(tpm.parse_quote, tpm.serialise_quote(many))[0] == "pcrSelect.count"
-    wide = replace(QUOTE, pcr_selections=(PcrSelection(Alg.SHA256, bytes(5)),))
-    assert field_of(tpm.parse_quote, tpm.serialise_quote(wide))[0] == "pcrSelect[0].sizeofSelect"
+    wide = QUOTE._replace(pcr_selections=(PcrSelection(Alg.SHA256, bytes(5)),))
+    assert field_of(tpm.parse_quote, tpm.serialise_quote(wide))[0] == "pcrSelect.sizeofSelect"
 
 
 @given(pcrs=st.sets(st.integers(0, 23)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 
@@ -307,7 +306,7 @@ def test_any_material(blobs: list[tuple[str, bytes]]) -> None:
 def test_selection_of_banks_without_names() -> None:
     scene = Scene()
     quote = tpm_format.parse_quote(scene.quote.quote)
-    strange = replace(quote, pcr_selections=(tpm_format.PcrSelection(0x1234, b"\x01\0\0"),))
+    strange = quote._replace(pcr_selections=(tpm_format.PcrSelection(0x1234, b"\x01\0\0"),))
     raw = tpm_format.serialise_quote(strange)
     facts = KIND.facts(raw, Material((), (scene.values(),)))
     assert facts["pcr_selection"] == [{"bank": "0x1234", "pcrs": [0]}]

@@ -93,7 +93,7 @@ def failed(checks: dict[str, Check]) -> set[str]:
 
 def resigned(device: SoftTpm, evidence: TpmEvidence, **changes: Any) -> TpmEvidence:
     """The same quote with other fields, signed by the same AK as no restricted key would."""
-    quote = tpm_format.serialise_quote(replace(tpm_format.parse_quote(evidence.quote), **changes))
+    quote = tpm_format.serialise_quote(tpm_format.parse_quote(evidence.quote)._replace(**changes))
     return replace(evidence, quote=quote, signature=device.sign(quote))
 
 
@@ -436,10 +436,10 @@ def check_rsa(evidence: TpmEvidence, key: rsa.RSAPrivateKey, scheme: Alg, signed
     good = replace(evidence, ak_public=public, signature=tpm_format.serialise_signature(signature))
     assert not failed(judge(good))
     for damaged in (signed[:-1] + bytes([signed[-1] ^ 1]), signed[:-1], b"\0" + signed, bytes(256)):
-        bad = tpm_format.serialise_signature(replace(signature, rsa=damaged))
+        bad = tpm_format.serialise_signature(signature._replace(rsa=damaged))
         assert failed(judge(replace(good, signature=bad))) == {"tpm.signature"}
     other = Alg.RSAPSS if scheme == Alg.RSASSA else Alg.RSASSA
-    confused = tpm_format.serialise_signature(replace(signature, algorithm=other))
+    confused = tpm_format.serialise_signature(signature._replace(algorithm=other))
     assert failed(judge(replace(good, signature=confused))) == {"tpm.signature"}
 
 
@@ -459,7 +459,7 @@ def test_p384() -> None:
     public = tpm_format.TpmPublic(Alg.SHA384, SoftTpm().attributes, b"", parameters)
     quote = tpm_format.parse_quote(evidence.quote)
     digest = tpm_format.compute_pcr_digest(quote.pcr_selections, {"sha256": evidence.pcrs}, Alg.SHA384)
-    raw = tpm_format.serialise_quote(replace(quote, pcr_digest=digest))
+    raw = tpm_format.serialise_quote(quote._replace(pcr_digest=digest))
     r, s = decode_dss_signature(key.sign(raw, ec.ECDSA(hashes.SHA384())))
     signature = tpm_format.TpmSignature(Alg.ECDSA, Alg.SHA384, r=r.to_bytes(48, "big"), s=s.to_bytes(48, "big"))
     good = replace(

@@ -92,6 +92,7 @@ HASH_SIZES: dict[int, int] = {
 }
 """Digest sizes in bytes."""
 
+_DIRECT = {Alg.SHA256: hashlib.sha256, Alg.SHA384: hashlib.sha384, Alg.SHA512: hashlib.sha512}
 _HASHLIB_NAMES = {"sm3_256": "sm3"}
 
 
@@ -142,7 +143,7 @@ class ObjectAttributes(IntFlag):
 
 def algorithm_name(algorithm: int) -> str:
     """The usual name (``sha256``, ``ECDSA``), or the number in hex where we know none."""
-    return ALGORITHM_NAMES.get(algorithm, f"{algorithm:#06x}")
+    return ALGORITHM_NAMES.get(algorithm) or f"{algorithm:#06x}"
 
 
 def hash_name(algorithm: int, what: str, field: str) -> str:
@@ -162,6 +163,8 @@ def tpm_hash(algorithm: int, data: bytes) -> bytes:
 
     Raises EvidenceFormatError where the algorithm is unknown, or this Python cannot compute it (SM3 in some builds).
     """
+    if algorithm in _DIRECT:
+        return _DIRECT[algorithm](data).digest()
     name = hash_name(algorithm, "TPM structure", "hash algorithm")
     try:
         return hashlib.new(_HASHLIB_NAMES.get(name, name), data).digest()

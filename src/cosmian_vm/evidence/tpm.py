@@ -1,14 +1,16 @@
 """TPM 2.0 structures of a quote: TPMS_ATTEST, TPMT_PUBLIC, TPMT_SIGNATURE, PCR selections. Big-endian throughout.
 
 Source: TPM 2.0 Library Specification, part 2 (Structures), revision 1.59; table numbers stand beside each structure.
-Parsing and serialising are exact inverses: what is accepted comes back byte for byte.
+Parsing and serialising are exact inverses: what is accepted comes back byte for byte. Quotes are
+read into named tuples: reading one must cost little beside verifying its signature.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from cosmian_vm._reader import Reader
 from cosmian_vm.errors import EvidenceFormatError
@@ -87,15 +89,22 @@ _MAX_NAME = 66
 _MAX_SELECTIONS = 16
 _MAX_SELECT_BYTES = 4
 
+_SELECTION = struct.Struct(">HB")
+_HEAD = struct.Struct(">IHH")
+_SIZE = struct.Struct(">H")
+_ONE_SELECTION = struct.Struct(">QIIBQIHB")
 _CLOCK_AND_VERSION = struct.Struct(">QIIBQ")
 """TPMS_CLOCK_INFO (u64 clock, u32 resetCount, u32 restartCount, u8 safe) and u64 firmwareVersion."""
+
+_QUOTE_TYPE = int(Attest.QUOTE)
+_ECDSA = int(Alg.ECDSA)
+_SIGNATURE_SCHEMES = frozenset({Alg.ECDSA, Alg.RSASSA, Alg.RSAPSS})
 
 _ATTEST = "TPMS_ATTEST"
 _SIGNATURE = "TPMT_SIGNATURE"
 
 
-@dataclass(frozen=True, slots=True)
-class PcrSelection:
+class PcrSelection(NamedTuple):
     """TPMS_PCR_SELECTION (table 94).
 
     ``hash_alg`` names the bank, ``select`` is the bitmap: PCR 0 is bit 0 of byte 0.
@@ -112,12 +121,10 @@ class PcrSelection:
     @property
     def pcrs(self) -> tuple[int, ...]:
         """The selected PCRs, ascending."""
-        bits = int.from_bytes(self.select, "little")
-        return tuple([i for i in range(bits.bit_length()) if bits >> i & 1])
+        return _selected(self.select)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TpmQuoteInfo:
+class TpmQuoteInfo(NamedTuple):
     """TPMS_ATTEST (table 132) of type TPM_ST_ATTEST_QUOTE, with its TPMS_CLOCK_INFO (112) and TPMS_QUOTE_INFO (124).
 
     ``qualified_signer``: qualified name of the signing key. ``extra_data``: the caller's qualifyingData. ``clock``:
@@ -136,8 +143,7 @@ class TpmQuoteInfo:
     pcr_digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class TpmSignature:
+class TpmSignature(NamedTuple):
     """TPMT_SIGNATURE (table 200).
 
     ECDSA as ``r`` and ``s``, RSASSA and RSAPSS as ``rsa``; big-endian, unused ones empty.
@@ -156,18 +162,23 @@ class TpmSignature:
 
 
 def _selections(reader: Reader) -> tuple[PcrSelection, ...]:
-    """TPML_PCR_SELECTION (table 116)."""
+    """TPML_PCR_SELECTION (table 116): u32 count, count x (u16 hash, u8 sizeofSelect, bitmap)."""
     count = u32(reader, "pcrSelect.count")
     if count > _MAX_SELECTIONS:
         raise reader.error(f"{count} selections, over the limit of {_MAX_SELECTIONS}", "pcrSelect.count")
     found = []
-    for n in range(count):
-        bank = u16(reader, f"pcrSelect[{n}].hash")
-        size = reader.u8(f"pcrSelect[{n}].sizeofSelect")
+    for _ in range(count):
+        bank, size = _SELECTION.unpack(reader.take(_SELECTION.size, "pcrSelect.hash"))
         if not 1 <= size <= _MAX_SELECT_BYTES:
-            raise reader.error(f"{size} is not between 1 and {_MAX_SELECT_BYTES}", f"pcrSelect[{n}].sizeofSelect")
-        found.append(PcrSelection(bank, reader.take(size, f"pcrSelect[{n}].pcrSelect")))
+            raise reader.error(f"{size} is not between 1 and {_MAX_SELECT_BYTES}", "pcrSelect.sizeofSelect")
+        found.append(PcrSelection(bank, reader.take(size, "pcrSelect.pcrSelect")))
     return tuple(found)
+
+
+@lru_cache(maxsize=64)
+def _selected(select: bytes) -> tuple[int, ...]:
+    bits = int.from_bytes(select, "little")
+    return tuple(pcr for pcr in range(bits.bit_length()) if bits >> pcr & 1)
 
 
 def pcr_selection(bank: str, pcrs: Iterable[int]) -> PcrSelection:
@@ -188,6 +199,47 @@ def parse_quote(raw: bytes) -> TpmQuoteInfo:
 
     Raises EvidenceFormatError on a wrong magic, on another kind of attestation, on wrong sizes and on trailing bytes.
     """
+    return _usual_quote(raw) or _any_quote(raw)
+
+
+def _usual_quote(raw: bytes) -> TpmQuoteInfo | None:
+    """The usual quote, of one selection, read at once. None for anything else, wrong or not: that is _any_quote's.
+
+    Accepts nothing that _any_quote would refuse: all limits are checked, and the last field ends where ``raw`` ends, so
+    that none before it went further.
+    """
+    try:
+        magic, kind, signer_size = _HEAD.unpack_from(raw)
+        signer_end = _HEAD.size + signer_size
+        (extra_size,) = _SIZE.unpack_from(raw, signer_end)
+        extra_end = signer_end + 2 + extra_size
+        clock, resets, restarts, safe, firmware, count, bank, width = _ONE_SELECTION.unpack_from(raw, extra_end)
+        select = extra_end + _ONE_SELECTION.size
+        (digest_size,) = _SIZE.unpack_from(raw, select + width)
+    except struct.error:
+        return None
+    digest = select + width + 2
+    if digest + digest_size != len(raw) or count != 1 or magic != TPM_GENERATED_VALUE or kind != _QUOTE_TYPE:
+        return None
+    if signer_size > _MAX_NAME or extra_size > MAX_EXTRA_DATA or digest_size > MAX_DIGEST_SIZE:
+        return None
+    if safe > 1 or not 1 <= width <= _MAX_SELECT_BYTES:
+        return None
+    return TpmQuoteInfo(
+        qualified_signer=raw[_HEAD.size : signer_end],
+        extra_data=raw[signer_end + 2 : extra_end],
+        clock=clock,
+        reset_count=resets,
+        restart_count=restarts,
+        safe=safe == 1,
+        firmware_version=firmware,
+        pcr_selections=(PcrSelection(bank, raw[select : select + width]),),
+        pcr_digest=raw[digest:],
+    )
+
+
+def _any_quote(raw: bytes) -> TpmQuoteInfo:
+    """Any quote, field by field, naming what is wrong."""
     reader = Reader(raw, _ATTEST)
     magic = u32(reader, "magic")
     if magic != TPM_GENERATED_VALUE:
@@ -250,16 +302,16 @@ def parse_signature(raw: bytes) -> TpmSignature:
     Raises EvidenceFormatError on other schemes, unknown hashes and wrong sizes.
     """
     reader = Reader(raw, _SIGNATURE)
-    algorithm = u16(reader, "sigAlg")
-    if algorithm not in (Alg.ECDSA, Alg.RSASSA, Alg.RSAPSS):
+    algorithm, hash_alg = u16(reader, "sigAlg"), u16(reader, "hash")
+    if algorithm not in _SIGNATURE_SCHEMES:
         reader.position = 0
         raise reader.error(f"{algorithm:#06x} is neither ECDSA, RSASSA nor RSAPSS", "sigAlg")
-    hash_alg = u16(reader, "hash")
-    hash_name(hash_alg, _SIGNATURE, "hash")
-    if algorithm == Alg.ECDSA:
+    if hash_alg not in HASH_SIZES:
+        hash_name(hash_alg, _SIGNATURE, "hash")
+    if algorithm == _ECDSA:
         r, s = sized(reader, MAX_ECC_BYTES, "signatureR"), sized(reader, MAX_ECC_BYTES, "signatureS")
         reader.end()
-        return TpmSignature(algorithm, hash_alg, r=r, s=s)
+        return TpmSignature(algorithm, hash_alg, r, s)
     rsa = sized(reader, MAX_RSA_BYTES, "sig")
     reader.end()
     return TpmSignature(algorithm, hash_alg, rsa=rsa)
@@ -285,11 +337,11 @@ def compute_pcr_digest(
     values = []
     for selection in selections:
         bank = banks.get(selection.bank, {})
+        found = [bank.get(pcr, b"") for pcr in selection.pcrs]
         size = HASH_SIZES.get(selection.hash_alg)
-        for pcr in selection.pcrs:
-            value = bank.get(pcr)
-            if value is None or len(value) != size:
-                problem = "has no value" if value is None else f"has a value of {len(value)} bytes"
-                raise EvidenceFormatError("PCR values", problem, field=f"{selection.bank} PCR {pcr}")
-            values.append(value)
+        if not set(map(len, found)) <= {size}:
+            pcr, value = next((p, v) for p, v in zip(selection.pcrs, found, strict=True) if len(v) != size)
+            problem = f"has a value of {len(value)} bytes" if value else "has no value"
+            raise EvidenceFormatError("PCR values", problem, field=f"{selection.bank} PCR {pcr}")
+        values += found
     return tpm_hash(hash_alg, b"".join(values))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -18,10 +16,9 @@ from cosmian_vm.evidence.tpm import (
     TpmPublic,
     TpmSignature,
     algorithm_name,
-    parse_public,
 )
 
-__all__ = ["MIN_RSA_BITS", "STRONG_HASHES", "SigningKey", "key_of", "load_ak", "signature_problem"]
+__all__ = ["MIN_RSA_BITS", "STRONG_HASHES", "SigningKey", "key_of", "signature_problem"]
 
 SigningKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 """A public key that can verify a TPM's signature."""
@@ -36,6 +33,7 @@ STRONG_HASHES: dict[int, hashes.HashAlgorithm] = {
 
 _CURVES: dict[int, ec.EllipticCurve] = {Curve.NIST_P256: ec.SECP256R1(), Curve.NIST_P384: ec.SECP384R1()}
 _ECDSA = {alg: ec.ECDSA(algorithm) for alg, algorithm in STRONG_HASHES.items()}
+_ECDSA_ALG = int(Alg.ECDSA)
 _WHAT = "TPMT_PUBLIC"
 
 
@@ -66,16 +64,6 @@ def key_of(public: TpmPublic) -> SigningKey:
         raise EvidenceFormatError(_WHAT, f"is no usable public key: {exc}", field="unique") from exc
 
 
-@lru_cache(maxsize=64)
-def load_ak(tpmt_public: bytes) -> tuple[TpmPublic, SigningKey]:
-    """An AK, parsed and ready to verify with; kept by its very bytes, for the next quote of the same machine.
-
-    Raises EvidenceFormatError.
-    """
-    public = parse_public(tpmt_public)
-    return public, key_of(public)
-
-
 def signature_problem(key: SigningKey, signature: TpmSignature, message: bytes) -> str:
     """Why ``signature`` is not a signature of ``message`` by ``key``; empty if it is one.
 
@@ -86,7 +74,7 @@ def signature_problem(key: SigningKey, signature: TpmSignature, message: bytes) 
         return f"it uses {algorithm_name(signature.hash_alg)}, which is not accepted"
     try:
         if isinstance(key, ec.EllipticCurvePublicKey):
-            if signature.algorithm != Alg.ECDSA:
+            if signature.algorithm != _ECDSA_ALG:
                 return f"an elliptic curve key cannot have made a signature of the scheme {signature.scheme_name}"
             r, s = int.from_bytes(signature.r, "big"), int.from_bytes(signature.s, "big")
             key.verify(encode_dss_signature(r, s), message, _ECDSA[signature.hash_alg])

@@ -12,9 +12,9 @@ The procedure; each step is the check of that number below:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from cosmian_vm.errors import EvidenceFormatError
 from cosmian_vm.evidence.bundle import TpmEvidence
@@ -27,12 +27,13 @@ from cosmian_vm.evidence.tpm import (
     algorithm_name,
     compute_pcr_digest,
     name,
+    parse_public,
     parse_quote,
     parse_signature,
 )
 from cosmian_vm.reference.snapshot import Anchor, Snapshot
 from cosmian_vm.verifier._quoted import NOTHING_QUOTED, QuotedPcrs
-from cosmian_vm.verifier._tpm_signature import STRONG_HASHES, SigningKey, key_of, load_ak, signature_problem
+from cosmian_vm.verifier._tpm_signature import STRONG_HASHES, SigningKey, key_of, signature_problem
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import Check, fail, ok, skip, warning
 
@@ -67,8 +68,12 @@ _ANCHORS: dict[Anchor, str] = {
     "certificate": "the TPM's maker certified it",
     "operator": "only the cloud operator vouches for it: this TPM's word holds against everyone but the operator",
 }
+_ANSWERED = ok("tpm.nonce", "the quote answers this challenge, over this connection")
+_T = TypeVar("_T")
 _SIGNING_SCHEMES = frozenset({Alg.ECDSA, Alg.RSASSA, Alg.RSAPSS})
 _SHA256 = "sha256"
+_SHA256_ALG = int(Alg.SHA256)
+_NO_SCHEME = int(Alg.NULL)
 _STATIC_BYTES = 2  # of the bitmap: PCRs 0 to 15 keep their values until the TPM is reset
 
 _NO_TPM = "the agent sent no TPM quote, so nothing proves what was booted and run; fix the VM's TPM"
@@ -77,38 +82,49 @@ _UNSAFE_CLOCK = "the TPM lost power without a shutdown and cannot vouch for its 
 _RELAY = "version 1 of the API does not tie it to this connection: another machine's quote could be relayed"
 
 
+class _Ak(NamedTuple):
+    """An AK, ready to verify with. ``name``: its TPM name. ``problems``: what keeps it from being an AK."""
+
+    public: TpmPublic
+    key: SigningKey
+    name: bytes
+    problems: tuple[str, ...]
+
+
 class _Read(NamedTuple):
     """The three structures, each parsed or the reason why not."""
 
-    public: TpmPublic | None
-    key: SigningKey | None
-    signature: TpmSignature | None
-    quote: TpmQuoteInfo | None
-    ak_problem: str = ""
-    signature_problem: str = ""
-    quote_problem: str = ""
+    ak: _Ak | EvidenceFormatError
+    signature: TpmSignature | EvidenceFormatError
+    quote: TpmQuoteInfo | EvidenceFormatError
 
 
-_parse_quote = lru_cache(maxsize=64)(parse_quote)
-_parse_signature = lru_cache(maxsize=64)(parse_signature)
+@lru_cache(maxsize=64)
+def load_ak(tpmt_public: bytes) -> _Ak:
+    """What there is to know about a key; kept by its very bytes, for the next quote of the same machine.
+
+    Raises EvidenceFormatError.
+    """
+    public = parse_public(tpmt_public)
+    return _Ak(public, key_of(public), name(tpmt_public), tuple(ak_problems(public)))
+
+
+def _attempt(parse: Callable[[bytes], _T], raw: bytes) -> _T | EvidenceFormatError:
+    try:
+        return parse(raw)
+    except EvidenceFormatError as exc:
+        return exc
 
 
 def _read(tpm: TpmEvidence) -> _Read:
-    public = key = signature = quote = None
-    ak_problem = signature_trouble = quote_problem = ""
     try:
-        public, key = load_ak(tpm.ak_public)
-    except EvidenceFormatError as exc:
-        ak_problem = str(exc)
-    try:
-        signature = _parse_signature(tpm.signature)
-    except EvidenceFormatError as exc:
-        signature_trouble = str(exc)
-    try:
-        quote = _parse_quote(tpm.quote)
-    except EvidenceFormatError as exc:
-        quote_problem = str(exc)
-    return _Read(public, key, signature, quote, ak_problem, signature_trouble, quote_problem)
+        return _Read(load_ak(tpm.ak_public), parse_signature(tpm.signature), parse_quote(tpm.quote))
+    except EvidenceFormatError:
+        return _Read(
+            _attempt(load_ak, tpm.ak_public),
+            _attempt(parse_signature, tpm.signature),
+            _attempt(parse_quote, tpm.quote),
+        )
 
 
 def appraise_tpm(
@@ -133,17 +149,14 @@ def appraise_tpm(
             return [skip(check_id, "no TPM is expected on this machine (--without-tpm)") for check_id in TPM_CHECKS]
         return [fail(check_id, f"{_NO_TPM}; {_NO_TPM_REMEDY}") for check_id in TPM_CHECKS]
     read = _read(tpm)
-    checks = [
-        _check_ak(tpm, read, reference, api, anchor),
-        _check_signature(tpm, read),
-    ]
-    if read.quote is None:
-        line = f"the quote cannot be read ({read.quote_problem})"
+    checks = [_check_ak(read.ak, reference, api, anchor), _check_signature(tpm, read)]
+    if isinstance(read.quote, EvidenceFormatError):
+        line = f"the quote cannot be read ({read.quote})"
         return [*checks, *(fail(check_id, line) for check_id in TPM_CHECKS[2:])]
     return [
         *checks,
         _check_nonce(read.quote, binding, api),
-        _check_selection(tpm, read, expected_pcrs, api),
+        _check_selection(tpm, read.quote, read.signature, expected_pcrs, api),
         _check_clock(read.quote, reference, policy),
     ]
 
@@ -156,7 +169,7 @@ def quoted_pcrs(tpm: TpmEvidence | None) -> QuotedPcrs:
     if tpm is None:
         return NOTHING_QUOTED
     try:
-        quote, signature = _parse_quote(tpm.quote), _parse_signature(tpm.signature)
+        quote, signature = parse_quote(tpm.quote), parse_signature(tpm.signature)
     except EvidenceFormatError:
         return NOTHING_QUOTED
     if _selection_problem(quote):
@@ -187,52 +200,56 @@ def ak_problems(public: TpmPublic) -> list[str]:
     return problems
 
 
-def _check_ak(tpm: TpmEvidence, read: _Read, reference: Snapshot | None, api: int, anchor: Anchor) -> Check:
+def _check_ak(ak: _Ak | EvidenceFormatError, reference: Snapshot | None, api: int, anchor: Anchor) -> Check:
     """Step 1. That the TEE's report_data names this key is ``tee.report_data``."""
-    if read.public is None:
-        return fail("tpm.ak", f"the attestation key cannot be used ({read.ak_problem})")
-    problems = ak_problems(read.public)
-    if problems:
-        line = f"the key that signed is no attestation key: {problems[0]}; let the agent make its AK anew"
-        return fail("tpm.ak", line, problems[1:])
-    ak_name = name(tpm.ak_public)
-    expected = reference.ak_name_bytes if reference is not None else None
-    if expected is not None and ak_name != expected:
-        line = (
-            f"the attestation key is {ak_name.hex()}, the snapshot has {expected.hex()}: another TPM or a cleared one"
-        )
-        return fail("tpm.ak", f"{line}; take a new snapshot only if you know why")
-    recorded = reference.anchor if reference is not None else None
-    if recorded is not None and recorded != anchor and anchor == "operator":
+    if isinstance(ak, EvidenceFormatError):
+        return fail("tpm.ak", f"the attestation key cannot be used ({ak})")
+    if ak.problems:
+        line = f"the key that signed is no attestation key: {ak.problems[0]}; let the agent make its AK anew"
+        return fail("tpm.ak", line, ak.problems[1:])
+    details = [f"name {ak.name.hex()}"]
+    expected = recorded = None
+    if reference is not None:
+        expected, recorded = reference.ak_name_bytes, reference.anchor
+    if expected is not None and ak.name != expected:
+        details.append(f"the snapshot has {expected.hex()}")
+        line = "the attestation key is not the snapshot's: another TPM, or this one was cleared"
+        return fail("tpm.ak", f"{line}; take a new snapshot only if you know why", details)
+    if anchor == "operator" and recorded not in (None, "operator"):
         line = f"the snapshot's anchor of the attestation key was {recorded!r}, now it is {anchor!r}"
-        return fail("tpm.ak", f"{line}: what vouched for the key is gone")
-    details = [f"name {ak_name.hex()}"]
-    if reference is not None and expected is None:
-        return warning(
-            "tpm.ak", "the snapshot does not name its attestation key: any TPM would do; take a new snapshot"
-        )
-    if api == 1:
-        return warning("tpm.ak", f"the attestation key is a proper one, but {_RELAY}", details)
+        return fail("tpm.ak", f"{line}: what vouched for the key is gone", details)
     line = f"the attestation key has the anchor {anchor!r}: {_ANCHORS[anchor]}"
+    if api == 1:
+        return warning("tpm.ak", f"the attestation key is a proper one, but {_RELAY}", [*details, line])
+    if reference is not None and expected is None:
+        unnamed = "the snapshot does not name its attestation key, so any TPM would do; take a new snapshot"
+        return warning("tpm.ak", unnamed, [*details, line])
     return warning("tpm.ak", line, details) if anchor == "operator" else ok("tpm.ak", line, details)
 
 
 def _check_signature(tpm: TpmEvidence, read: _Read) -> Check:
     """Step 2, over the bytes that came: nothing is serialised again."""
-    if read.signature is None:
-        return fail("tpm.signature", f"the quote's signature cannot be read ({read.signature_problem})")
-    if read.public is None or read.key is None:
-        return fail("tpm.signature", f"there is no key to check the quote with ({read.ak_problem})")
-    scheme, signature = read.public.scheme, read.signature
-    if (scheme.scheme, scheme.hash_alg) != (signature.algorithm, signature.hash_alg) and scheme.scheme != Alg.NULL:
+    ak, signature = read.ak, read.signature
+    if isinstance(signature, EvidenceFormatError):
+        return fail("tpm.signature", f"the quote's signature cannot be read ({signature})")
+    if isinstance(ak, EvidenceFormatError):
+        return fail("tpm.signature", f"there is no key to check the quote with ({ak})")
+    scheme = ak.public.scheme
+    if scheme.scheme != _NO_SCHEME and (scheme.scheme, scheme.hash_alg) != (signature.algorithm, signature.hash_alg):
         fixed = f"{algorithm_name(scheme.scheme)}-{algorithm_name(scheme.hash_alg)}"
         return fail("tpm.signature", f"signed with {signature.scheme_name}, the attestation key is fixed to {fixed}")
-    problem = signature_problem(read.key, signature, tpm.quote)
+    problem = signature_problem(ak.key, signature, tpm.quote)
     if problem:
         return fail("tpm.signature", f"the quote is not by this attestation key: {problem}; do not trust this machine")
-    if read.quote is None:
-        return fail("tpm.signature", f"what is signed is no quote ({read.quote_problem})")
-    return ok("tpm.signature", f"the quote is signed by the attestation key ({signature.scheme_name})")
+    if isinstance(read.quote, EvidenceFormatError):
+        return fail("tpm.signature", f"what is signed is no quote ({read.quote})")
+    return _signed(signature.algorithm, signature.hash_alg)
+
+
+@lru_cache(maxsize=8)
+def _signed(algorithm: int, hash_alg: int) -> Check:
+    scheme = f"{algorithm_name(algorithm)}-{algorithm_name(hash_alg)}"
+    return ok("tpm.signature", f"the quote is signed by the attestation key ({scheme})")
 
 
 def _check_nonce(quote: TpmQuoteInfo, binding: bytes, api: int) -> Check:
@@ -244,26 +261,26 @@ def _check_nonce(quote: TpmQuoteInfo, binding: bytes, api: int) -> Check:
         return fail("tpm.nonce", line, [f"quoted {quote.extra_data.hex() or 'nothing'}", f"expected {binding.hex()}"])
     if api == 1:
         return warning("tpm.nonce", f"the quote answers this challenge, but {_RELAY}")
-    return ok("tpm.nonce", "the quote answers this challenge, over this connection")
+    return _ANSWERED
 
 
 def _selection_problem(quote: TpmQuoteInfo) -> str:
     """Why the selection is not one of static PCRs in the sha256 bank alone; empty if it is."""
     selections = quote.pcr_selections
-    if len(selections) != 1 or selections[0].bank != _SHA256:
+    if len(selections) != 1 or selections[0].hash_alg != _SHA256_ALG:
         banks = ", ".join(s.bank for s in selections) or "none"
         return f"the quote is over the banks {banks}; exactly one selection, of the sha256 bank, is accepted"
     if any(selections[0].select[_STATIC_BYTES:]):
         resettable = [pcr for pcr in selections[0].pcrs if pcr >= 8 * _STATIC_BYTES]
-        return f"the quote covers PCR {_listed(resettable)}, which software can reset"
+        return f"the quote covers PCR {_listed(frozenset(resettable))}, which software can reset"
     return ""
 
 
 def _digest_problem(tpm: TpmEvidence, quote: TpmQuoteInfo, signature: TpmSignature) -> str:
     """Why the claimed PCR values are not those that were quoted; empty if they are."""
-    selected = set(quote.pcr_selections[0].pcrs)
-    if tpm.pcrs.keys() != selected:
-        return f"values were sent for PCR {_listed(tpm.pcrs)}, quoted is PCR {_listed(selected)}"
+    selected = quote.pcr_selections[0].pcrs
+    if len(tpm.pcrs) != len(selected):
+        return f"values were sent for PCR {_listed(frozenset(tpm.pcrs))}, quoted is PCR {_listed(frozenset(selected))}"
     try:
         digest = compute_pcr_digest(quote.pcr_selections, {_SHA256: tpm.pcrs}, signature.hash_alg)
     except EvidenceFormatError as exc:
@@ -271,16 +288,21 @@ def _digest_problem(tpm: TpmEvidence, quote: TpmQuoteInfo, signature: TpmSignatu
     return "" if digest == quote.pcr_digest else "the PCR values that were sent are not those that the TPM quoted"
 
 
-def _check_selection(tpm: TpmEvidence, read: _Read, expected: frozenset[int], api: int) -> Check:
+def _check_selection(
+    tpm: TpmEvidence,
+    quote: TpmQuoteInfo,
+    signature: TpmSignature | EvidenceFormatError,
+    expected: frozenset[int],
+    api: int,
+) -> Check:
     """Step 4."""
-    quote, signature = read.quote, read.signature
-    if quote is None or signature is None:
-        return fail("tpm.pcr_selection", "the quote or its signature cannot be read")
+    if isinstance(signature, EvidenceFormatError):
+        return fail("tpm.pcr_selection", f"the hash of the PCR values is not known ({signature})")
     problem = _selection_problem(quote)
     if problem:
         return fail("tpm.pcr_selection", f"{problem}; the agent does not do what it was asked for")
-    selected = quote.pcr_selections[0].pcrs
-    if not expected or frozenset(selected) != expected:
+    selected = _set_of(quote.pcr_selections[0].pcrs)
+    if not expected or selected != expected:
         line = f"the quote covers PCR {_listed(selected)}; asked for were exactly {_listed(expected)}"
         return fail("tpm.pcr_selection", f"{line}: the agent does not do what it was asked for")
     if api != 1 or tpm.pcrs:
@@ -290,7 +312,12 @@ def _check_selection(tpm: TpmEvidence, read: _Read, expected: frozenset[int], ap
     if api == 1:
         line = f"version 1 of the API quotes PCR {_listed(selected)} alone: what was booted is not proven"
         return warning("tpm.pcr_selection", line)
-    return ok("tpm.pcr_selection", f"the quote covers PCR {_listed(selected)} of the sha256 bank, as asked")
+    return _covered(selected)
+
+
+@lru_cache(maxsize=8)
+def _covered(pcrs: frozenset[int]) -> Check:
+    return ok("tpm.pcr_selection", f"the quote covers PCR {_listed(pcrs)} of the sha256 bank, as asked")
 
 
 def _check_clock(quote: TpmQuoteInfo, reference: Snapshot | None, policy: Policy) -> Check:
@@ -337,7 +364,11 @@ def _advance(recorded: int, now: int) -> int:
     return step if step < 1 << 31 else step - (1 << 32)
 
 
-def _listed(pcrs: Iterable[int]) -> str:
+_set_of: Callable[[tuple[int, ...]], frozenset[int]] = lru_cache(maxsize=64)(frozenset)
+
+
+@lru_cache(maxsize=64)
+def _listed(pcrs: frozenset[int]) -> str:
     """``0-9, 11``."""
     runs: list[list[int]] = []
     for pcr in sorted(pcrs):
