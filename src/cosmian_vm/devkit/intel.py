@@ -65,10 +65,13 @@ def enclave_report(**fields: bytes | int) -> EnclaveReport:
     )  # fmt: skip
 
 
-def td_body(*, td_1_5: bool = False, **fields: bytes) -> TdReportBody:
-    """A TD report body; ``fields``: of TdReportBody (``rtmr0`` ... ``rtmr3`` one by one), zero where not named."""
+def td_body(fields: Mapping[str, bytes] | None = None, *, td_1_5: bool = False, **more: bytes) -> TdReportBody:
+    """A TD report body; ``fields`` and ``more``: of TdReportBody (``rtmr0`` ... ``rtmr3`` one by one), zero where not
+    named.
+    """
     svn = bytes((_MODULE_SVN, _MODULE_VERSION, 3)).ljust(16, b"\x00")
-    values = {"td_attributes": bytes.fromhex("0000001000000000"), "tee_tcb_svn": svn, "tee_tcb_svn2": svn, **fields}
+    values = {"td_attributes": bytes.fromhex("0000001000000000"), "tee_tcb_svn": svn, "tee_tcb_svn2": svn}
+    values |= {**(fields or {}), **more}
     layout = {"tee_tcb_svn": 16, "mr_seam": 48, "mr_signer_seam": 48, "seam_attributes": 8, "td_attributes": 8}
     layout |= {"xfam": 8, "mr_td": 48, "mr_config_id": 48, "mr_owner": 48, "mr_owner_config": 48}
     layout |= {f"rtmr{index}": 48 for index in range(4)} | {"report_data": 64}

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cosmian_vm.endorsements._sgx_extension import SGX_EXTENSION_OID, PckExtension, parse_sgx_extension
-from cosmian_vm.endorsements.amd import _serial_zero_is_known, load_certificate, load_crl, serial_number
+from cosmian_vm.endorsements.amd import _serial_zero_is_known, load_certificate, load_crl
 from cosmian_vm.errors import EndorsementError, EvidenceFormatError
 
 __all__ = [
@@ -107,20 +107,21 @@ def _usable(der: bytes, what: str, name: str) -> x509.Certificate:
     """Load a certificate and read each of its parts that is decoded late, so that a damaged one is refused here."""
     try:
         certificate = load_certificate(der)
-        certificate.public_key(), certificate.extensions, certificate.serial_number
-        certificate.not_valid_before_utc, certificate.not_valid_after_utc  # noqa: B018 - lazy parts
-        certificate.subject.rfc4514_string(), certificate.issuer.rfc4514_string()
+        with _serial_zero_is_known():  # a damaged one may warn as AMD's do; what is no serial number is refused below
+            parts: list[object] = [
+                certificate.public_key(),
+                certificate.extensions,
+                certificate.signature_algorithm_oid,
+            ]
+            parts += [certificate.not_valid_before_utc, certificate.not_valid_after_utc]
+            parts += [certificate.subject.rfc4514_string(), certificate.issuer.rfc4514_string()]
+            serial = certificate.serial_number
     except EndorsementError as exc:
         raise EvidenceFormatError(what, str(exc), field=name) from exc
-    except (
-        ValueError,
-        TypeError,
-        UnsupportedAlgorithm,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
-    ) as exc:
-        line = " ".join(str(exc).split())[:200]
-        raise EvidenceFormatError(what, f"not a usable X.509 certificate: {line}", field=name) from exc
+    except _UNUSABLE as exc:
+        raise EvidenceFormatError(what, f"not a usable X.509 certificate: {_line(exc)}", field=name) from exc
+    if serial <= 0:
+        raise EvidenceFormatError(what, "the serial number is not positive", field=name)
     return certificate
 
 
@@ -131,22 +132,18 @@ def crl_of(der: bytes, what: str) -> x509.CertificateRevocationList:
     """
     try:
         crl = load_crl(der)
-        crl.extensions, crl.signature_algorithm_oid, len(crl)
-        crl.issuer.rfc4514_string()
-        for entry in crl:
-            entry.serial_number  # noqa: B018 - lazy part
+        with _serial_zero_is_known():
+            parts: list[object] = [crl.extensions, crl.signature_algorithm_oid, crl.issuer.rfc4514_string()]
+            parts += [(entry.serial_number, entry.revocation_date_utc) for entry in crl]
     except EndorsementError as exc:
         raise EvidenceFormatError(what, str(exc)) from exc
-    except (
-        ValueError,
-        TypeError,
-        UnsupportedAlgorithm,
-        x509.DuplicateExtension,
-        x509.UnsupportedGeneralNameType,
-    ) as exc:
-        line = " ".join(str(exc).split())[:200]
-        raise EvidenceFormatError(what, f"not a usable X.509 CRL: {line}") from exc
+    except _UNUSABLE as exc:
+        raise EvidenceFormatError(what, f"not a usable X.509 CRL: {_line(exc)}") from exc
     return crl
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def p256_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey | None:
