@@ -17,6 +17,7 @@ COMMAND_SECONDS = 45.0
 """How long a service manager may take for one order."""
 _SETTLE_SECONDS = 10.0
 _POLL_SECONDS = 0.25
+_SUPERVISOR_STATES = frozenset(["STOPPED", "STARTING", "RUNNING", "BACKOFF", "STOPPING", "EXITED", "FATAL", "UNKNOWN"])
 
 
 class Service(Protocol):
@@ -101,7 +102,7 @@ class Supervisor:
         """Second word of ``supervisorctl status NAME``, as in ``app  RUNNING  pid 1, uptime 0:00:01``."""
         told = self._supervisorctl("status")
         words = told.last_line.split()
-        if len(words) < 2 or not words[1].isupper():
+        if len(words) < 2 or words[1] not in _SUPERVISOR_STATES:
             return f"unknown ({told.last_line or f'status {told.status}'})"
         return words[1]
 

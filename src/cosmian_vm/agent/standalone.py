@@ -90,6 +90,10 @@ class Standalone:
                 if process is not None:
                     self._end(record.pid, process)
         if self._child is not None:
+            if self._child.returncode is None and record is not None and record.pid == self._child.pid:
+                # Not reaped: the number of its process group cannot be anybody else's. Whoever is left in it, ends.
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(record.pid, signal.SIGKILL)
             self._child.poll()
             self._child = None
         with suppress(FileNotFoundError):

@@ -1,0 +1,92 @@
+"""One piece of blocking work at a time, bounded in number and time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from cosmian_vm.agent.lane import Lane
+from cosmian_vm.errors import OrderError
+
+
+def with_lane(scenario: Callable[[Lane], Awaitable[None]], capacity: int = 3) -> None:
+    async def whole() -> None:
+        lane = Lane("devices", capacity=capacity)
+        try:
+            await scenario(lane)
+        finally:
+            lane.close()
+
+    asyncio.run(whole())
+
+
+def test_results_and_errors_come_back() -> None:
+    async def scenario(lane: Lane) -> None:
+        assert await lane.call(lambda: 5, seconds=5) == 5
+        with pytest.raises(ZeroDivisionError):
+            await lane.call(lambda: 1 // 0, seconds=5)
+        assert await lane.call(threading.get_ident, seconds=5) != threading.get_ident()
+
+    with_lane(scenario)
+
+
+def test_the_loop_goes_on_meanwhile() -> None:
+    async def scenario(lane: Lane) -> None:
+        work = asyncio.ensure_future(lane.call(lambda: time.sleep(0.3), seconds=5))
+        ticks = 0
+        while not work.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        assert ticks > 10
+
+    with_lane(scenario)
+
+
+def test_a_full_queue_is_declined_at_once_and_recovers() -> None:
+    async def scenario(lane: Lane) -> None:
+        go_on = threading.Event()
+        calls = [asyncio.ensure_future(lane.call(go_on.wait, seconds=5)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(OrderError, match="devices: too many calls are waiting") as caught:
+            await lane.call(lambda: 1, seconds=5)
+        assert caught.value.status == 503
+        go_on.set()
+        assert await asyncio.gather(*calls) == [True] * 3
+        assert await lane.call(lambda: 1, seconds=5) == 1
+
+    with_lane(scenario)
+
+
+def test_time_is_limited_and_late_work_is_not_begun() -> None:
+    begun: list[int] = []
+
+    async def scenario(lane: Lane) -> None:
+        go_on = threading.Event()
+        slow = asyncio.ensure_future(lane.call(go_on.wait, seconds=0.1))
+        late = asyncio.ensure_future(lane.call(lambda: begun.append(1), seconds=0.1))
+        for call in (slow, late):
+            with pytest.raises(OrderError, match=r"not done within 0\.1 s"):
+                await call
+        go_on.set()
+        assert await lane.call(lambda: 2, seconds=5) == 2
+        assert begun == []
+
+    with_lane(scenario)
+
+
+def test_a_cancelled_call_frees_its_place() -> None:
+    async def scenario(lane: Lane) -> None:
+        for _ in range(5):
+            call = asyncio.ensure_future(lane.call(lambda: time.sleep(0.02), seconds=5))
+            await asyncio.sleep(0)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await asyncio.sleep(0.05)
+        assert await lane.call(lambda: 1, seconds=5) == 1
+
+    with_lane(scenario, capacity=1)

@@ -1,0 +1,249 @@
+"""The application, really started and stopped; a service manager that says yes and means no."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cosmian_vm import _run
+from cosmian_vm.agent import services, standalone
+from cosmian_vm.agent.config import AppConfig, ServiceType
+from cosmian_vm.agent.services import Supervisor, Systemd, service_for
+from cosmian_vm.agent.standalone import Standalone
+from cosmian_vm.errors import AttesterError
+
+Script = Callable[[str, str], str]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    """``script(name, body)``: an executable shell script; the folder that it is in."""
+
+    def make(name: str, body: str) -> str:
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        file = folder / name
+        file.write_text(f"#!/bin/sh\n{body}\n")
+        file.chmod(0o755)
+        return str(folder)
+
+    return make
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[Callable[[str, str], Standalone]]:
+    made: list[Standalone] = []
+
+    def make(name: str, path: str) -> Standalone:
+        made.append(Standalone(name, folder=tmp_path / "app", state=tmp_path / "tmp", path=path))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.stop()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def ended(pid: int, seconds: float = 5) -> bool:
+    deadline = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not alive(pid)
+
+
+# Standalone
+
+
+def test_standalone_starts_restarts_and_stops(script: Script, app: Callable[..., Standalone], tmp_path: Path) -> None:
+    service = app("helloworld", script("helloworld", "pwd > where; umask >> where; exec sleep 60"))
+    service.restart()
+    first = service.pid
+    assert first is not None
+    assert alive(first)
+    assert (tmp_path / "app" / "where").read_text().split() == [str(tmp_path / "app"), "0022"]
+    service.restart()
+    second = service.pid
+    assert second is not None
+    assert not alive(first)
+    assert alive(second)
+    service.stop()
+    assert not alive(second)
+    assert service.pid is None
+    service.stop()
+
+
+def test_standalone_is_known_to_the_next_agent(script: Script, app: Callable[..., Standalone]) -> None:
+    path = script("helloworld", "exec sleep 60")
+    app("helloworld", path).restart()
+    heir = app("helloworld", path)
+    pid = heir.pid
+    assert pid is not None
+    heir.restart()
+    assert not alive(pid)
+
+
+def test_standalone_ends_the_whole_group(script: Script, app: Callable[..., Standalone], tmp_path: Path) -> None:
+    service = app(
+        "helloworld", script("helloworld", "(trap '' TERM; sleep 60) & echo $! > child; wait")
+    )
+    service.restart()
+    child = int((tmp_path / "app" / "child").read_text())
+    assert alive(child)
+    service.stop()
+    assert ended(child)
+
+
+def test_standalone_that_ignores_sigterm_is_killed(
+    script: Script, app: Callable[..., Standalone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standalone, "_STOP_SECONDS", 0.3)
+    service = app("helloworld", script("helloworld", "trap '' TERM; while :; do sleep 1; done"))
+    service.restart()
+    pid = service.pid
+    assert pid is not None
+    service.stop()
+    assert not alive(pid)
+
+
+def test_a_recycled_pid_is_never_signalled(script: Script, app: Callable[..., Standalone], tmp_path: Path) -> None:
+    """The pid file names a process that is not ours: same pid, another start time or another boot."""
+    stranger = subprocess.Popen(["/bin/sleep", "60"])
+    try:
+        stat = Path(f"/proc/{stranger.pid}/stat").read_text()
+        start = int(stat.rpartition(")")[2].split()[19])
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        service = app("helloworld", script("helloworld", "exec sleep 60"))
+        pid_file = tmp_path / "tmp" / "helloworld.pid"
+        pid_file.parent.mkdir()
+        for record in (
+            {"pid": stranger.pid, "start": start + 1, "boot": boot},
+            {"pid": stranger.pid, "start": start, "boot": "another"},
+        ):
+            pid_file.write_text(str(record).replace("'", '"'))
+            assert service.pid is None
+            service.stop()
+            assert stranger.poll() is None
+        pid_file.write_text(str({"pid": stranger.pid, "start": start, "boot": boot}).replace("'", '"'))
+        assert service.pid == stranger.pid  # the test itself can tell
+    finally:
+        (tmp_path / "tmp" / "helloworld.pid").unlink(missing_ok=True)
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.parametrize("content", ["", "12", "{}", '{"pid": 1, "start": 0, "boot": ""}', "\udcff"])
+def test_a_broken_pid_file_is_no_pid(app: Callable[..., Standalone], tmp_path: Path, content: str) -> None:
+    service = app("helloworld", "/nowhere")
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp" / "helloworld.pid").write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert service.pid is None
+    service.stop()
+
+
+def test_standalone_that_does_not_stay_up(script: Script, app: Callable[..., Standalone]) -> None:
+    service = app("helloworld", script("helloworld", "echo no database >&2; exit 3"))
+    with pytest.raises(AttesterError, match="helloworld ended at once with status 3: no database"):
+        service.restart()
+    assert service.pid is None
+    with pytest.raises(AttesterError, match="nothere is not installed"):
+        app("nothere", "/nowhere").restart()
+    with pytest.raises(AttesterError, match="cannot be started: No such file"):
+        app("/nowhere/app", "/nowhere").restart()
+
+
+# Service managers
+
+
+def test_systemd(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "_POLL_SECONDS", 0.01)
+    log = tmp_path / "log"
+    path = script("systemctl", f'echo "$@" >> {log}')
+    Systemd("app.service", path=path).restart()
+    Systemd("app.service", path=path).stop()
+    assert log.read_text().splitlines() == [
+        "--no-ask-password -- restart app.service",
+        "--no-ask-password -- is-active app.service",
+        "--no-ask-password -- stop app.service",
+    ]
+    with pytest.raises(AttesterError, match=r"systemd did not start app: Failed to restart app\."):
+        Systemd("app", path=script("systemctl", "echo; echo Failed to restart app. >&2; exit 5")).restart()
+    with pytest.raises(AttesterError, match="app did not stay up: systemd says failed"):
+        Systemd("app", path=script("systemctl", '[ "$3" = restart ] || { echo failed; exit 3; }')).restart()
+    with pytest.raises(AttesterError, match="systemctl is not installed"):
+        Systemd("app", path="/nowhere").restart()
+
+
+def test_supervisor(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(services, "_SETTLE_SECONDS", 0.2)
+    running = '[ "$1" = status ] && echo "app                RUNNING   pid 7, uptime 0:00:01"; exit 0'
+    Supervisor("app", path=script("supervisorctl", running)).restart()
+    with pytest.raises(AttesterError, match="supervisor did not stop app"):
+        Supervisor("app", path=script("supervisorctl", running)).stop()
+    fatal = '[ "$1" = status ] && echo "app  FATAL  Exited too quickly"; exit 0'
+    with pytest.raises(AttesterError, match="supervisor did not start app: it is FATAL"):
+        Supervisor("app", path=script("supervisorctl", fatal)).restart()
+    starting = '[ "$1" = status ] && echo "app  STARTING"'
+    with pytest.raises(AttesterError, match="it is STARTING"):
+        Supervisor("app", path=script("supervisorctl", starting)).restart()
+    unknown = 'echo "app: ERROR (no such process)"; exit 4'
+    with pytest.raises(AttesterError, match="supervisor knows no program app"):
+        Supervisor("app", path=script("supervisorctl", unknown)).restart()
+    stopped = '[ "$1" = status ] && echo "app  STOPPED  Not started"; exit 3'
+    Supervisor("app", path=script("supervisorctl", stopped)).stop()
+
+
+def test_the_configuration_chooses_the_manager(tmp_path: Path) -> None:
+    made = {
+        kind: type(service_for(AppConfig(service_type=kind, service_name="a", storage=tmp_path), tmp_path))
+        for kind in ServiceType
+    }
+    assert made == {
+        ServiceType.SYSTEMD: Systemd,
+        ServiceType.SUPERVISOR: Supervisor,
+        ServiceType.STANDALONE: Standalone,
+    }
+
+
+# _run
+
+
+def test_run_ends_what_takes_too_long_with_all_it_started(script: Script, tmp_path: Path) -> None:
+    path = script("slow", f"sleep 60 & echo $! > {tmp_path}/child; wait")
+    begin = time.monotonic()
+    with pytest.raises(AttesterError, match=r"slow was not done within 0\.5 s and was ended"):
+        _run.run([f"{path}/slow"], seconds=0.5)
+    assert time.monotonic() - begin < 5
+    child = int((tmp_path / "child").read_text())
+    assert ended(child)
+
+
+def test_run_keeps_the_end_of_the_output(script: Script) -> None:
+    done = _run.run([script("loud", "yes | head -c 300000; echo; echo last; exit 7") + "/loud"], seconds=20)
+    assert (done.status, done.last_line) == (7, "last")
+    assert len(done.output) == 64 * 1024
+
+
+def test_run_does_not_wait_for_a_daemon(script: Script, tmp_path: Path) -> None:
+    path = script("starter", f"sleep 30 & echo $! > {tmp_path}/child; echo started")
+    begin = time.monotonic()
+    assert _run.run([f"{path}/starter"], seconds=20).last_line == "started"
+    assert time.monotonic() - begin < 5
+    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+
+
+def test_run_names_what_cannot_start() -> None:
+    with pytest.raises(AttesterError, match="/nowhere/x cannot be started: No such file"):
+        _run.run(["/nowhere/x"], seconds=1)
