@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from datetime import UTC, datetime
-from hashlib import sha256
+from hashlib import sha256, sha384
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cosmian_vm.devkit.intel import IntelVendor, Lies, enclave_report, td_body
 from cosmian_vm.evidence import boot_log
 from cosmian_vm.evidence.azure import parse_hcl_report
-from cosmian_vm.evidence.cc_event_log import parse_ccel, replay_ccel
+from cosmian_vm.evidence.cc_event_log import parse_ccel, parse_rtmr_log, replay_ccel, replay_rtmrs
 from cosmian_vm.evidence.tdx import parse_tdreport
 from cosmian_vm.inspection import identify
 from cosmian_vm.inspection.model import Inspection, Roots
@@ -147,15 +147,13 @@ def test_a_log_is_of_its_quotes_time() -> None:
 
 
 def rtmr_log(payload: str = "abcd") -> bytes:
-    from hashlib import sha384
-
     digest = sha384(b"\x01\x00\x00\x08:app:\xab\xcd").hexdigest()
     entry = {"imr": 3, "event_type": 0x08000001, "digest": digest, "event": "app", "event_payload": payload}
     return json.dumps([entry]).encode()
 
 
 def test_rtmr_log() -> None:
-    values = tuple(bytes.fromhex(value) for value in inspected(rtmr_log()).facts["rtmrs"])  # type: ignore[union-attr, arg-type]  # JSON
+    values = replay_rtmrs(parse_rtmr_log(rtmr_log()))
     assert inspected(rtmr_log(), quote_of(values)).authentic()
     assert not inspected(rtmr_log()).authentic()
     assert not inspected(rtmr_log(), QUOTE).authentic()
