@@ -6,7 +6,6 @@ import json
 import os
 import select
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,29 +19,38 @@ __all__ = ["Daemon"]
 class Daemon:
     """One process, remembered in ``record`` (a small JSON file) with the pid and its start time.
 
-    A pid that was given to another process in the meantime has another start time: it is never signalled.
+    A pid that was given to another process in the meantime has another start time: it is never signalled. The object
+    may be forgotten while the process lives on: another one over the same ``record`` finds it again.
     """
 
     def __init__(self, record: Path) -> None:
         self._record = record
-        self._child: subprocess.Popen[bytes] | None = None
+        self._own: int | None = None  # a child of this very process, to be waited for
 
     def start(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> None:
         """Start ``argv`` in a session of its own, its output appended to ``log``."""
         if self.running:
             raise AttesterError(f"{self._record.stem} already runs; stop it first")
-        with log.open("ab") as output:
-            self._child = subprocess.Popen(
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        try:
+            # Not subprocess: its objects expect to see their process end.
+            pid = os.posix_spawnp(
+                argv[0],
                 list(argv),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                env=None if env is None else dict(env),
+                os.environ if env is None else env,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+                setsid=True,
             )
-        started = _start_time(self._child.pid)
+        except OSError as exc:
+            raise AttesterError(f"{argv[0]} cannot be started: {exc.strerror}") from exc
+        self._own = pid
+        started = _start_time(pid)
         temporary = self._record.with_suffix(".new")
-        temporary.write_text(json.dumps({"pid": self._child.pid, "started": started}), encoding="ascii")
+        temporary.write_text(json.dumps({"pid": pid, "started": started}), encoding="ascii")
         temporary.replace(self._record)
 
     @property
@@ -52,8 +60,6 @@ class Daemon:
             known = json.loads(self._record.read_text(encoding="ascii"))
             pid, started = int(known["pid"]), known["started"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
-        if self._child is not None and self._child.pid == pid and self._child.poll() is not None:
             return None
         return pid if started is not None and _start_time(pid) == started else None
 
@@ -84,9 +90,10 @@ class Daemon:
                         _end(descriptor, sig, seconds)
                 finally:
                     os.close(descriptor)
-        if self._child is not None:
-            self._child.wait()
-            self._child = None
+        if self._own is not None:
+            with suppress(ChildProcessError):
+                os.waitpid(self._own, 0 if pid == self._own else os.WNOHANG)
+            self._own = None
         self._record.unlink(missing_ok=True)
 
 
