@@ -1,0 +1,73 @@
+"""How long the programs take to start, in times of ``python -c pass``.
+
+Every round runs each program once, in turn, so that whatever else the machine does weighs on all alike; the ratio is
+the median over the rounds. Byte code is compiled beforehand into a folder of its own, as an installed package has it.
+Programs run as installed ones do: through their entry point, to the end of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from _table import row
+
+SOURCE = Path(__file__).resolve().parent.parent / "src"
+BASE = "python -c pass"
+PROGRAMS: Mapping[str, tuple[str, float | None]] = {
+    BASE: ("pass", None),
+    "cosmian_vm --help": (
+        "import sys; sys.argv = ['cosmian_vm', '--help']; from cosmian_vm.cli.main import main; main()",
+        4.5,
+    ),
+    "imports of cosmian_vm verify": (
+        "import sys; sys.argv = ['cosmian_vm', 'verify', '--help']; from cosmian_vm.cli.main import main; main()",
+        8.5,
+    ),
+    "imports of cosmian_vm_agent": ("import os, cosmian_vm.agent.main; os._exit(0)", 11.5),  # it does not end by itself
+}
+"""What is run, and the goal in times of the first."""
+
+
+def seconds(code: str, environment: Mapping[str, str]) -> float:
+    """Wall time of one process that runs ``code``."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start
+
+
+def measure(rounds: int) -> dict[str, list[float]]:
+    """Wall times of each program, one for each round."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        environment |= {"PYTHONPATH": str(SOURCE), "PYTHONPYCACHEPREFIX": cache}
+        for code, _ in PROGRAMS.values():
+            seconds(code, environment)
+        times: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+        for _ in range(rounds):
+            for name, (code, _) in PROGRAMS.items():
+                times[name].append(seconds(code, environment))
+    return times
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=25, help="how often each program is started (default: 25)")
+    times = measure(parser.parse_args().rounds)
+    row(f"start: {BASE}", statistics.median(times[BASE]) * 1000, "ms", None, True)
+    for name, (_, goal) in PROGRAMS.items():
+        if goal is not None:
+            ratio = statistics.median(one / base for one, base in zip(times[name], times[BASE], strict=True))
+            row(f"start: {name}", ratio, "x", f"<= {goal}", ratio <= goal)
+
+
+if __name__ == "__main__":
+    main()
