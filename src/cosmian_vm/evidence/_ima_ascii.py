@@ -38,6 +38,8 @@ _DIGEST = re.compile(rb"((?:[a-z]{1,16}:)?[A-Za-z0-9_.()-]{1,64}):((?:[0-9a-f]{2
 _HEX = re.compile(rb"(?:[0-9a-f]{2})*")
 _DECIMAL = re.compile(rb"0|[1-9][0-9]{0,9}")
 
+MAX_LINE = 4 << 20
+"""Longest line, in bytes: a measured buffer is printed in it, in hex."""
 MAX_READINGS = 64
 """How many ways to read one ambiguous line are tried."""
 MAX_JOINED = 16
@@ -92,6 +94,8 @@ def _entry(lines: Sequence[bytes], at: int, offset: int) -> tuple[ImaEntry, int]
 
 def _parse_line(line: bytes, number: int, offset: int) -> ImaEntry:
     """One line without its line feed."""
+    if len(line) > MAX_LINE:
+        raise _error(f"is longer than {MAX_LINE} bytes", number, offset)
     match = _LINE.fullmatch(line)
     if match is None:
         raise _error("does not begin with PCR, template hash (hex) and template name", number, offset)
@@ -143,7 +147,7 @@ def _columns(names: Sequence[str], text: bytes) -> Iterator[list[bytes]]:
         places = [index for index in wide if index < here]
         if surplus < 0 or (surplus and not places):
             continue
-        for choice in combinations_with_replacement(places, surplus) if len(places) > 1 else [places * surplus]:
+        for choice in islice(_shares(places, surplus), MAX_READINGS):
             widths = [1] * here
             for index in choice:
                 widths[index] += 1
@@ -153,6 +157,11 @@ def _columns(names: Sequence[str], text: bytes) -> Iterator[list[bytes]]:
                 values.append(b" ".join(tokens[at : at + width]))
                 at += width
             yield values + [b""] * missing
+
+
+def _shares(places: Sequence[int], surplus: int) -> Iterable[Sequence[int]]:
+    """Every way to give ``surplus`` further words to the columns at ``places``."""
+    return combinations_with_replacement(places, surplus) if len(places) > 1 else [[*places] * surplus]
 
 
 def _legacy(name: str, value: bytes) -> list[bytes]:

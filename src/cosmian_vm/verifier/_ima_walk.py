@@ -62,8 +62,10 @@ class _Window:
     def settled(self) -> bool:
         return all(self.quoted.matches(pcr, value) for pcr, value in self.others.items())
 
-    def strays(self) -> frozenset[int]:
-        return frozenset(pcr for pcr, value in self.others.items() if not self.quoted.matches(pcr, value))
+    def strays(self, then: Mapping[int, bytes]) -> frozenset[int]:
+        """PCRs that the quote contradicts; ``then``: as the list has them then, zeros where it had no entry yet."""
+        zeros = bytes(_SHA256_SIZE)
+        return frozenset(pcr for pcr in self.others if not self.quoted.matches(pcr, then.get(pcr, zeros)))
 
 
 def _head_of(template: str) -> tuple[bytes, int, Callable[[bytes, int], tuple[int, bytes, bytes, int]]]:
@@ -89,26 +91,23 @@ def walk(
     """Walk over ``log``, whose first entry is number ``first`` of the whole list.
 
     ``known``: template data of entries that need no further look, but for those ``watched``. ``start``: PCRs before
-    the first entry, zeros where absent. ``main``: the PCR that IMA extends.
-
-    Raises EvidenceFormatError as parse_binary does.
+    the first entry, zeros where absent. ``main``: the PCR that IMA extends. Raises EvidenceFormatError as parse_binary.
     """
     found = Walk()
     window = _Window(quoted, {pcr: value for pcr, value in start.items() if pcr != main})
     value = start.get(main, bytes(_SHA256_SIZE))
-    if first and quoted.matches(main, value):
-        window.open = True
+    window.open = bool(first) and quoted.matches(main, value)
+    if window.open:
         _match(found, window, 0, main, value)
     target, is_digest = _target(quoted, main)
-    at = index = 0
-    end = len(log)
     template, head, unpack = _head_of("ima-sig")
-    while at < end:
+    at = index = 0
+    while at < len(log):
         try:
             pcr, claimed, named, size = unpack(log, at)
         except struct.error:
             named = b""
-        if named == template and (stop := at + head + size) <= end:
+        if named == template and (stop := at + head + size) <= len(log):
             data = log[at + head : stop]
         else:
             entry, stop = read_entry(log, at, first + index)
@@ -136,6 +135,8 @@ def walk(
             _match(found, window, index, main, value)
         at = stop
     found.total = index
+    if found.matched is not None:
+        found.strays = window.strays(found.values)
     return found
 
 
@@ -151,6 +152,5 @@ def _match(found: Walk, window: _Window, matched: int, main: int, value: bytes) 
     if window.settled():
         found.matched = matched
         found.values = {**window.others, main: value}
-        found.strays = frozenset()
     elif found.matched is None:
-        found.strays = window.strays()
+        found.strays = window.strays(window.others)
