@@ -189,6 +189,8 @@ def _gone(pids: list[int]) -> bool:
     end = time.monotonic() + 10
     while any(_runs(pid) for pid in pids):
         if time.monotonic() > end:
+            for pid in filter(_runs, pids):  # ours: they would read for hours
+                os.kill(pid, signal.SIGKILL)
             return False
         time.sleep(0.01)
     return True

@@ -77,7 +77,7 @@ def test_a_file_that_keeps_growing_is_told_as_changed(tree: Path, monkeypatch: p
 
     def grow() -> None:
         with file.open("ab") as out:
-            out.write(bytes(BUFFER_SIZE))
+            out.write(bytes(size))
 
     if size == 10:  # within one read: it must have changed before, between fstat and readv
         real = os.fstat
@@ -91,6 +91,25 @@ def test_a_file_that_keeps_growing_is_told_as_changed(tree: Path, monkeypatch: p
     else:
         _after_each_read(monkeypatch, grow, -1)
     assert status_of(b"/log") == CHANGED
+
+
+def test_a_file_cut_short_is_told_as_changed_even_if_its_time_is_set_back(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tree / "file"
+    file.write_bytes(bytes(3 * BUFFER_SIZE))
+    before = file.stat()
+    real = os.readv
+
+    def readv(fd: int, buffers: list[bytearray]) -> int:
+        size = real(fd, buffers)
+        os.truncate(file, 2 * BUFFER_SIZE)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return size
+
+    monkeypatch.setattr(os, "readv", readv)
+    with pytest.raises(OSError, match=f"Errno {CHANGED}"):
+        reader().digest(b"./file")
 
 
 def test_a_file_that_changed_once_is_read_again(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ def test_paths_may_hold_spaces_and_any_byte() -> None:
         b"\xef\xbb\xbf# a comment\n"
         b"\n"
         b"/usr/bin/true " + DIGEST.encode() + b"\n"
-        b"  /opt/My Program/run  it\t" + b"CD" * 20 + b"\r\n"
+        b"  /opt/My Program/run  it \t  \t" + b"CD" * 20 + b"\r\n"
         b"   # another one\n"
         b"/caf\xe9 " + b"01" * 48 + b"\n"
         b"/usr/bin/true " + DIGEST.encode() + b"\n"
