@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -310,3 +311,19 @@ def test_selection_of_banks_without_names() -> None:
     raw = tpm_format.serialise_quote(strange)
     facts = KIND.facts(raw, Material((), (scene.values(),)))
     assert facts["pcr_selection"] == [{"bank": "0x1234", "pcrs": [0]}]
+
+
+@pytest.mark.evidence
+def test_an_hcl_report_names_its_key_only_if_it_binds(evidence: Path) -> None:
+    folder = evidence / "azure" / "trustee-milan-v2"
+    hcl = (folder / "hcl.bin").read_bytes()
+    damaged = hcl.replace(b"HCLEkPub", b"HCLEkPux", 1)
+    assert damaged != hcl
+    for report, expected in ((hcl, True), (damaged, False)):
+        items = [
+            Item(OTHER, "quote.sig", (folder / "quote.sig").read_bytes()),
+            Item("hcl-report", "hcl.bin", report),
+        ]
+        checks, authentic = verify((folder / "quote.msg").read_bytes(), items)
+        assert authentic == expected
+        assert (statuses(checks)["tpm.ak"] == "ok") == expected

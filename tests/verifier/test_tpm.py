@@ -256,6 +256,14 @@ def test_sha1_bank() -> None:
     assert quoted_pcrs(evidence) == NOTHING_QUOTED
 
 
+def test_sha1_bank_in_version_1() -> None:
+    device = machine()
+    device.bank = "sha1"
+    evidence = replace(collect(device, pcrs=(10,)), pcrs={})
+    assert failed(judge(evidence, pcrs=frozenset({10}), api=1)) == {"tpm.pcr_selection"}
+    assert quoted_pcrs(evidence) == NOTHING_QUOTED
+
+
 @pytest.mark.parametrize("banks", [("sha256", "sha1"), ("sha1", "sha256"), ("sha256", "sha256"), ()])
 def test_more_or_less_than_one_bank(banks: tuple[str, ...]) -> None:
     device = machine()
