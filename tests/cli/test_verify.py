@@ -57,7 +57,7 @@ def test_trust_root_takes_roots_alone(verify: Run, vendor: AmdVendor, tmp_path: 
 
 def test_trust_root_adds_nothing_but_the_file(vendor: AmdVendor, root: Path) -> None:
     """AMD's intermediates are pinned as a convenience; as roots they would escape revocation."""
-    from cosmian_vm.cli._session import load_roots
+    from cosmian_vm.cli._roots import load_roots
 
     roots, _ = load_roots([str(root)])
     assert roots == (vendor.ark,)

@@ -5,12 +5,7 @@ from __future__ import annotations
 import click
 
 from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, read_file, target_of
-from cosmian_vm.cli._session import appraisal_options, examine, setup_from
-from cosmian_vm.cli.render import lines, tag
-from cosmian_vm.reference import snapshot as snapshots
-from cosmian_vm.verifier.policy import Policy
-from cosmian_vm.verifier.result import Status
-from cosmian_vm.wire import MAX_APP_CONFIGURATION
+from cosmian_vm.cli._options import appraisal_options
 
 __all__ = ["command"]
 
@@ -70,6 +65,12 @@ def init(
     The machine is verified first, and the file goes over the very TLS key that was attested. It replaces the one that
     was there.
     """
+    from cosmian_vm.cli._session import examine, setup_from
+    from cosmian_vm.cli.render import OK, WARNING, lines
+    from cosmian_vm.reference import snapshot as snapshots
+    from cosmian_vm.verifier.policy import Policy
+    from cosmian_vm.wire import MAX_APP_CONFIGURATION
+
     content = read_file(conf, MAX_APP_CONFIGURATION)
     reference = None if snapshot_file is None else snapshots.load(snapshot_file)
     lacking = without_tpm if reference is None else reference.without_tpm
@@ -83,10 +84,10 @@ def init(
             click.echo("cosmian_vm: nothing was sent to a machine that is not trusted", err=True)
             return NOT_TRUSTED
         if reference is None:
-            click.echo(f"{tag(Status.WARNING)} Without --snapshot it may be anybody's genuine machine")
+            click.echo(f"{WARNING} Without --snapshot it may be anybody's genuine machine")
         client.pin(examined.evidence.tls.leaf)
         client.app_init(content)
-    click.echo(f"{tag(Status.OK)} The application has its configuration ({len(content)} bytes) and was started")
+    click.echo(f"{OK} The application has its configuration ({len(content)} bytes) and was started")
     return TRUSTED
 
 
@@ -94,6 +95,8 @@ def init(
 @click.pass_context
 def restart(context: click.Context) -> int:
     """Restart the application. Nothing secret is sent, so the machine is not verified."""
+    from cosmian_vm.cli.render import OK
+
     with target_of(context).client() as client:
         peer = client.connect()
         if peer.trusted is False:
@@ -104,5 +107,5 @@ def restart(context: click.Context) -> int:
             )
             return NOT_TRUSTED
         client.app_restart()
-    click.echo(f"{tag(Status.OK)} The application was restarted")
+    click.echo(f"{OK} The application was restarted")
     return TRUSTED

@@ -112,7 +112,7 @@ def _roots(paths: Sequence[str]) -> tuple[Roots, tuple[str, ...]]:
         return Roots(), ()
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    from cosmian_vm.cli._session import load_roots
+    from cosmian_vm.cli._roots import load_roots
 
     certificates, notes = load_roots(paths)
     return Roots(tuple(certificate.public_bytes(Encoding.DER) for certificate in certificates)), notes

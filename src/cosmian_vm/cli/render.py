@@ -73,6 +73,11 @@ def tag(status: Status) -> str:
     return click.style(f"[ {_LABELS[status]} ]", fg=_COLOURS[status], bold=True if status is Status.FAIL else None)
 
 
+OK = tag(Status.OK)
+WARNING = tag(Status.WARNING)
+"""The labels of lines that belong to no check."""
+
+
 def groups(outcome: Outcome) -> tuple[Group, ...]:
     """The verdict in the order of the manual: files, TPM, TEE, TLS, applications, owner."""
     checks = outcome.verdict.checks

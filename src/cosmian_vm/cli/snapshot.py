@@ -11,18 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, target_of, write_atomically
-from cosmian_vm.cli._session import appraisal_options, examine, setup_from
-from cosmian_vm.cli.render import lines, printable, tag
+from cosmian_vm.cli._options import api_option, appraisal_options
 from cosmian_vm.errors import InputError, PeerChangedError, TransportError
-from cosmian_vm.reference import snapshot as snapshots
-from cosmian_vm.verifier.policy import Policy
-from cosmian_vm.verifier.reference_values import reference_from
-from cosmian_vm.verifier.result import Status
-from cosmian_vm.wire import SnapshotProgress
 
 if TYPE_CHECKING:
     from cosmian_vm.client import AgentClient
     from cosmian_vm.reference.snapshot import Snapshot
+    from cosmian_vm.wire import SnapshotProgress
 
 __all__ = ["command"]
 
@@ -46,13 +41,7 @@ Exit status: 0 written, 1 the machine is not trusted (nothing is written), 2 wro
     "--output", "-o", metavar="FILE", default="cosmian_vm.snapshot", show_default=True, help="The file to write."
 )
 @click.option("--without-tpm", is_flag=True, help="The machine has no TPM and no IMA: only its TEE will be verified.")
-@click.option(
-    "--api",
-    type=click.Choice(["1", "2"]),
-    default="2",
-    show_default=True,
-    help="Version of the agent's API. 1, for an agent of 1.3, proves less: another machine may answer in its place.",
-)
+@api_option
 @appraisal_options
 @click.option("--verbose", "-v", is_flag=True, help="Show every check.")
 @click.pass_context
@@ -71,6 +60,11 @@ def command(
 
     First the machine shows that it is genuine; only then, over the same TLS key, it lists its files.
     """
+    from cosmian_vm.cli._session import examine, setup_from
+    from cosmian_vm.cli.render import OK, lines
+    from cosmian_vm.reference.snapshot import serialise
+    from cosmian_vm.verifier.policy import Policy
+
     policy = Policy(without_tpm=without_tpm, api=int(api))
     setup = setup_from(trust_roots, endorsements, offline=offline)
     with target_of(context).client() as client:
@@ -82,6 +76,8 @@ def command(
             return NOT_TRUSTED
         client.pin(examined.evidence.tls.leaf)
         draft = _fetch(client, policy.api)
+    from cosmian_vm.verifier.reference_values import reference_from
+
     values = reference_from(examined.evidence, draft, policy, now=datetime.now(UTC))
     if values.differences:
         raise PeerChangedError(
@@ -89,18 +85,20 @@ def command(
             + "; ".join(values.differences)
         )
     _warn(values.snapshot)
-    write_atomically(output, snapshots.serialise(values.snapshot))
+    write_atomically(output, serialise(values.snapshot))
     count = "no" if values.snapshot.filehashes is None else str(len(values.snapshot.filehashes))
-    click.echo(f"{tag(Status.OK)} Snapshot written: {output} ({count} files)")
+    click.echo(f"{OK} Snapshot written: {output} ({count} files)")
     return TRUSTED
 
 
 def _fetch(client: AgentClient, api: int) -> Snapshot:
     """The agent's snapshot. What is wrong with it is the agent's fault, not that of a file of the user's."""
+    from cosmian_vm.reference.snapshot import parse
+
     with _progress() as progress:
         raw = client.snapshot(progress, api=api)
     try:
-        return snapshots.parse(raw, "the agent's snapshot")
+        return parse(raw, "the agent's snapshot")
     except InputError as exc:
         raise TransportError(f"{client.url}: {exc}") from exc
 
@@ -128,6 +126,8 @@ def _progress() -> Iterator[Callable[[SnapshotProgress], None] | None]:
 
 def _warn(snapshot: Snapshot) -> None:
     """Each file that the snapshot does not cover, or trusts although nobody can look at it any more."""
+    from cosmian_vm.cli.render import WARNING, printable
+
     unread = [f"{path} could not be read ({reason}): it is not covered" for path, reason in snapshot.unreadable]
     gone = [
         f"{path} ({digest}) has run but is not on disk in that form: it will be trusted"
@@ -135,6 +135,6 @@ def _warn(snapshot: Snapshot) -> None:
     ]
     for part in (unread, gone):
         for text in part[:_MAX_WARNINGS]:
-            click.echo(f"{tag(Status.WARNING)} {printable(text)}")
+            click.echo(f"{WARNING} {printable(text)}")
         if len(part) > _MAX_WARNINGS:
-            click.echo(f"{tag(Status.WARNING)} ... and {len(part) - _MAX_WARNINGS} more, listed in the snapshot")
+            click.echo(f"{WARNING} ... and {len(part) - _MAX_WARNINGS} more, listed in the snapshot")

@@ -5,12 +5,7 @@ from __future__ import annotations
 import click
 
 from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, read_file, target_of, write_atomically
-from cosmian_vm.cli._session import appraisal_options, examine, setup_from
-from cosmian_vm.cli.render import as_data, as_json, lines
-from cosmian_vm.client import parse_address
-from cosmian_vm.reference import snapshot as snapshots
-from cosmian_vm.reference.whitelist import parse_whitelist
-from cosmian_vm.verifier.policy import Policy
+from cosmian_vm.cli._options import api_option, appraisal_options
 
 __all__ = ["command"]
 
@@ -47,13 +42,7 @@ Exit status: 0 trusted, 1 not trusted, 2 wrong usage or unreadable file, 3 no ev
 @click.option("--allow-reboot", is_flag=True, help="A reboot since the snapshot is a warning, if all else holds.")
 @click.option("--strict", is_flag=True, help="Every IMA violation (file changed while it was open) is a failure.")
 @click.option("--owner", metavar="FINGERPRINT", help="Who must own the machine.")
-@click.option(
-    "--api",
-    type=click.Choice(["1", "2"]),
-    default="2",
-    show_default=True,
-    help="Version of the agent's API. 1, for an agent of 1.3, proves less: another machine may answer in its place.",
-)
+@api_option
 @appraisal_options
 @click.option("--verbose", "-v", is_flag=True, help="Show every check.")
 @click.option("--json", "as_json_data", is_flag=True, help="Print the verdict as JSON.")
@@ -83,6 +72,13 @@ def command(
     The answer is yes only if the hardware is genuine, the connection ends in it, and everything that booted and ran
     is in the snapshot.
     """
+    from cosmian_vm.cli._session import examine, setup_from
+    from cosmian_vm.cli.render import as_data, as_json, lines
+    from cosmian_vm.client import parse_address
+    from cosmian_vm.reference import snapshot as snapshots
+    from cosmian_vm.reference.whitelist import parse_whitelist
+    from cosmian_vm.verifier.policy import Policy
+
     target = target_of(context)
     for address in applications:
         parse_address(address, "--application")

@@ -1,0 +1,76 @@
+"""The appraisal as the commands call it. All of the verifier is imported here, while the agent is still at work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cosmian_vm.cli.render import Outcome
+from cosmian_vm.endorsements.amd import pinned_roots
+from cosmian_vm.endorsements.store import EndorsementStore, fetch
+from cosmian_vm.verifier.appraisal import appraise
+
+if TYPE_CHECKING:
+    from cosmian_vm.cli._session import Setup
+    from cosmian_vm.evidence.bundle import Evidence
+    from cosmian_vm.reference.snapshot import Snapshot
+    from cosmian_vm.reference.whitelist import Whitelist
+    from cosmian_vm.verifier.policy import Policy
+
+__all__ = ["judge"]
+
+
+def judge(
+    evidence: Evidence,
+    nonce: bytes,
+    setup: Setup,
+    policy: Policy,
+    *,
+    url: str,
+    reference: Snapshot | None,
+    reference_name: str | None,
+    whitelist: Whitelist | None,
+    applications: Sequence[str],
+) -> Outcome:
+    """Look up what endorses the evidence and appraise it, with one reading of the clock."""
+    now = datetime.now(UTC)
+    store = EndorsementStore(cache=_cache_folder(), fetcher=None if setup.offline else fetch)
+    gathered = store.gather(evidence.tee, [*setup.endorsements, *evidence.endorsements], now=now)
+    appraisal = appraise(
+        evidence,
+        gathered.endorsements,
+        reference,
+        policy,
+        nonce=nonce,
+        roots=(*pinned_roots(), *setup.roots),
+        now=now,
+        whitelist=whitelist,
+    )
+    hashes = None if reference is None else reference.filehashes
+    return Outcome(
+        verdict=appraisal.verdict,
+        url=url,
+        moment=now,
+        api=evidence.api,
+        agent_version=evidence.agent_version,
+        tls_sha256=hashlib.sha256(evidence.tls.leaf).hexdigest(),
+        snapshot=reference_name,
+        snapshot_created=None if reference is None else reference.created,
+        files=None if hashes is None else len(hashes),
+        applications=tuple(applications),
+        notes=(*setup.notes, *gathered.notes),
+    )
+
+
+def _cache_folder() -> Path | None:
+    """Where vendors' certificates and revocation lists are kept between runs: public, and verified each time."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or ("~/.cache" if os.environ.get("HOME") else None)
+    return None if not base else Path(base).expanduser() / "cosmian_vm"
