@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -222,3 +226,30 @@ def test_no_such_device() -> None:
         EsapiTpm("device:/nowhere/tpm").provision()
     with pytest.raises(NotAvailableError, match="cannot be opened"):
         EsapiTpm("nonsense:").ak_public()
+
+
+_SERVE = """
+import sys
+from cosmian_vm.attester.tpm import EsapiTpm
+
+device = EsapiTpm(sys.argv[1])
+device.provision()
+seen = []
+sys.addaudithook(lambda event, args: seen.append((event, args[0])) if event in ("open", "import", "exec") else None)
+device.quote(b"nonce", range(16))
+device.ak_public()
+print(seen)
+device.close()
+"""
+
+
+def test_serving_loads_no_file(shared_swtpm: Swtpm) -> None:
+    """What is first loaded when a call comes would stand in the IMA list after the snapshot."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SERVE, shared_swtpm.tcti],
+        env={**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"

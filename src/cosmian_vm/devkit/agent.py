@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from cosmian_vm.agent.log import configure
 from cosmian_vm.agent.main import run
 from cosmian_vm.devkit.hostile import ATTACKS, hostile
 from cosmian_vm.devkit.vm import SimulatedVm
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--attack", choices=list(ATTACKS), metavar="NAME")
     options = parser.parse_args(argv)
+    configure()
     vm = SimulatedVm(options.folder)
 
     def ready(host: str, port: int) -> None:
