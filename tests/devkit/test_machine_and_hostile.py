@@ -66,11 +66,14 @@ def test_an_honest_machine_is_trusted(machine: Machine, now: datetime) -> None:
         assert verdict.trusted, verdict.failures
 
 
+@pytest.mark.parametrize("violation_last", [False, True])
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "forged-chain"])
-def test_each_lie_is_found_out_by_its_check(machine: Machine, now: datetime, name: str) -> None:
+def test_each_lie_is_found_out_by_its_check(machine: Machine, now: datetime, name: str, violation_last: bool) -> None:
     assert machine.ima is not None
     machine.ima.violate("/var/log/not in the snapshot")
     machine.run("/opt/app/server")
+    if violation_last:
+        machine.ima.violate("/var/log/another")
     snapshot = machine.snapshot()
     assert judge(machine, from_platform(machine.platform(), machine.leaf), snapshot, now).trusted
     verdict = judge(machine, from_platform(hostile(machine.platform(), name), machine.leaf), snapshot, now)

@@ -250,16 +250,26 @@ def _with_log(edit: ListEdit | None, platform: Platform) -> Platform:
     return replace(platform, logs=_EditedLogs(platform.logs, edit))
 
 
+def _last_measured(entries: list[ImaEntry]) -> int:
+    """Index of the last entry that is no violation: nothing in the PCR vouches for a violation's data, so a change
+    there is no lie that anybody could find out.
+    """
+    return max(index for index, entry in enumerate(entries) if not entry.is_violation)
+
+
 def _changed(entries: list[ImaEntry]) -> list[ImaEntry]:
-    """The last entry's file has another digest, and its template hash is right again."""
-    last = entries[-1]
-    forged = make_entry(last.template, "sha256", bytes(range(32)), last.path or b"", pcr=last.pcr)
-    return [*entries[:-1], forged]
+    """The last file has another digest, and the entry's template hash is right again."""
+    at = _last_measured(entries)
+    true = entries[at]
+    forged = make_entry(true.template, "sha256", bytes(range(32)), true.path or b"", pcr=true.pcr)
+    return [*entries[:at], forged, *entries[at + 1 :]]
 
 
 def _stale_template_hash(entries: list[ImaEntry]) -> list[ImaEntry]:
     """Other data under the old template hash: it replays for whoever trusts the hashes of the list."""
-    return [*entries[:-1], _changed(entries)[-1]._replace(template_hash=entries[-1].template_hash)]
+    at, forged = _last_measured(entries), _changed(entries)
+    forged[at] = forged[at]._replace(template_hash=entries[at].template_hash)
+    return forged
 
 
 def _hidden_violation(entries: list[ImaEntry]) -> list[ImaEntry]:
