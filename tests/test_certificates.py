@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -132,9 +134,23 @@ def test_what_old_clients_refuse_is_named() -> None:
     p256 = ec.generate_private_key(ec.SECP256R1())
     unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\5\0")
     assert "1.2.3.4" in (leaf_problem(build(p256, unknown)) or "")
-    assert "secp521r1" in (leaf_problem(build(ec.generate_private_key(ec.SECP521R1()))) or "")
-    assert "1024 bits" in (leaf_problem(build(rsa.generate_private_key(65537, 1024))) or "")
-    assert leaf_problem(build(p256)) is None
+    known = x509.BasicConstraints(ca=False, path_length=None)
+    p521, rsa_1024 = ec.generate_private_key(ec.SECP521R1()), rsa.generate_private_key(65537, 1024)
+    assert "1.3.132.0.35" in (leaf_problem(build(p521, known)) or "")
+    assert "1024 bits" in (leaf_problem(build(rsa_1024, known)) or "")
+    assert "no extensions" in (leaf_problem(build(p256)) or "")
+    assert leaf_problem(build(p256, known)) is None
+
+
+def test_what_is_bound_is_read_without_cryptography() -> None:
+    """The agent asks this of its own certificate at each start: it need not load a second OpenSSL for it."""
+    code = (
+        "import sys; from cosmian_vm.certificates import spki_sha256, leaf_problem;"
+        f"der = bytes.fromhex('{_SAMPLE.hex()}'); print(spki_sha256(der).hex(), leaf_problem(der));"
+        "assert not any(name.startswith('cryptography') for name in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [spki_sha256(_SAMPLE).hex(), "None"]
 
 
 _SAMPLE = leaf_der(self_signed("vm.example", ["10.0.0.7"], now=NOW).certificate_pem)

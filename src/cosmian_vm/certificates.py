@@ -1,4 +1,8 @@
-"""X.509 leaf certificates: the fingerprint that evidence is bound to, and certificates of our own. Pure."""
+"""X.509 leaf certificates: the fingerprint that evidence is bound to, and certificates of our own. Pure.
+
+What is asked of every connection's certificate is read from its DER here; cryptography is loaded only to make one, so
+that an agent that has its certificate does without.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
-
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
+from typing import TYPE_CHECKING
 
 from cosmian_vm.errors import EndorsementError
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 __all__ = ["SelfSigned", "generate_key", "leaf_der", "leaf_problem", "self_signed", "spki_sha256"]
 
@@ -28,18 +25,19 @@ _CLOCK_SLACK = timedelta(hours=24)  # a fresh machine's clock may be ahead of th
 _MAX_COMMON_NAME = 64  # RFC 5280, appendix A.1: ub-common-name
 _MAX_CERTIFICATE = 1 << 20
 _MIN_RSA_BITS = 2048
-_KNOWN_EXTENSIONS = frozenset(
-    {
-        ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
-        ExtensionOID.BASIC_CONSTRAINTS,
-        ExtensionOID.CERTIFICATE_POLICIES,
-        ExtensionOID.EXTENDED_KEY_USAGE,
-        ExtensionOID.KEY_USAGE,
-        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
-        ExtensionOID.SUBJECT_KEY_IDENTIFIER,
-    }
-)
-_TBS_FIELDS_BEFORE_SPKI = 5  # serialNumber, signature, issuer, validity, subject (RFC 5280, section 4.1)
+
+# DER tags (X.690)
+_INTEGER, _BIT_STRING, _OID, _SEQUENCE, _VERSION, _EXTENSIONS = 0x02, 0x03, 0x06, 0x30, 0xA0, 0xA3
+# tbsCertificate from serialNumber to subjectPublicKeyInfo (RFC 5280, section 4.1)
+_TBS_TAGS = [_INTEGER, _SEQUENCE, _SEQUENCE, _SEQUENCE, _SEQUENCE, _SEQUENCE]
+_SPKI = 5
+_CRITICAL = b"\x01\x01\xff"
+# keyUsage, subjectAltName, basicConstraints, subject and authority key id, certificatePolicies, extKeyUsage
+_KNOWN_EXTENSIONS = frozenset(b"\x55\x1d" + bytes([last]) for last in (15, 17, 19, 14, 35, 32, 37))
+_RSA = bytes.fromhex("2a864886f70d010101")
+_ED25519 = bytes.fromhex("2b6570")
+_EC = bytes.fromhex("2a8648ce3d0201")
+_CURVES = frozenset(bytes.fromhex(oid) for oid in ("2a8648ce3d030107", "2b81040022"))  # P-256, P-384
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -55,15 +53,8 @@ def spki_sha256(der: bytes) -> bytes:
 
     Raises EndorsementError where ``der`` is no X.509 certificate.
     """
-    _load(der)
-    certificate = _Element.at(der, 0)
-    tbs = _Element.at(der, certificate.start)
-    field = _Element.at(der, tbs.start)
-    if field.tag == 0xA0:  # [0] version, absent in X.509 v1
-        field = _Element.at(der, field.end)
-    for _ in range(_TBS_FIELDS_BEFORE_SPKI):
-        field = _Element.at(der, field.end)
-    return sha256(der[field.offset : field.end]).digest()
+    spki = _tbs(der)[_SPKI]
+    return sha256(der[spki.offset : spki.end]).digest()
 
 
 def leaf_der(pem: bytes) -> bytes:
@@ -71,6 +62,9 @@ def leaf_der(pem: bytes) -> bytes:
 
     Raises EndorsementError where there is none.
     """
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
     try:
         return x509.load_pem_x509_certificates(pem)[0].public_bytes(Encoding.DER)
     except (ValueError, TypeError) as exc:
@@ -81,26 +75,45 @@ def leaf_problem(der: bytes) -> str | None:
     """Why a published 1.3.x client would refuse this leaf, in one line; None where it would not.
 
     It insists on X.509 v3, no unknown critical extension, and P-256, P-384, Ed25519 or RSA of at least 2048 bits.
+
+    Raises EndorsementError where ``der`` is no X.509 certificate.
     """
-    certificate = _load(der)
-    if certificate.version is not x509.Version.v3:
-        return "is X.509 v1; expected is version 3"
-    try:
-        key = certificate.public_key()
-        critical = [e.oid for e in certificate.extensions if e.critical and e.oid not in _KNOWN_EXTENSIONS]
-    except Exception as exc:  # cryptography has many ways to say that it knows no such thing
-        return f"cannot be read in full: {_plain(exc)}"
-    if critical:
-        return f"has the critical extension {critical[0].dotted_string}, which clients do not know"
-    if isinstance(key, rsa.RSAPublicKey):
-        return None if key.key_size >= _MIN_RSA_BITS else f"has an RSA key of only {key.key_size} bits"
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        return None if key.curve.name in {"secp256r1", "secp384r1"} else f"has a key on the curve {key.curve.name}"
-    return None if isinstance(key, ed25519.Ed25519PublicKey) else "has a key of a kind that clients do not know"
+    tbs = _tbs(der)
+    extensions = [field for field in tbs[_SPKI + 1 :] if field.tag == _EXTENSIONS]
+    if not extensions:
+        return "has no extensions, it is not of X.509 version 3"
+    for extension in _children(der, _only(der, extensions[0])):
+        parts = _children(der, extension)
+        oid = _content(der, parts[0]) if parts and parts[0].tag == _OID else b""
+        critical = len(parts) == 3 and der[parts[1].offset : parts[1].end] == _CRITICAL
+        if critical and oid not in _KNOWN_EXTENSIONS:
+            return f"has a critical extension that clients do not know ({_dotted(oid)})"
+    return _key_problem(der, tbs[_SPKI])
+
+
+def _key_problem(der: bytes, spki: _Element) -> str | None:
+    """The same for the key alone: SubjectPublicKeyInfo is algorithm, parameters and a bit string."""
+    algorithm, key = _expect(der, spki, [_SEQUENCE, _BIT_STRING])
+    parts = _children(der, algorithm)
+    oid = _content(der, parts[0]) if parts and parts[0].tag == _OID else b""
+    if oid == _ED25519:
+        return None
+    if oid == _EC and len(parts) == 2:
+        curve = _content(der, parts[1])
+        return None if curve in _CURVES else f"has a key on another curve than P-256 and P-384 ({_dotted(curve)})"
+    if oid == _RSA:
+        inner = _Element(_BIT_STRING, key.offset, key.start + 1, key.end)  # behind the count of unused bits
+        modulus = _expect(der, _only(der, inner), [_INTEGER, _INTEGER])[0]
+        bits = int.from_bytes(_content(der, modulus), "big").bit_length()
+        return None if bits >= _MIN_RSA_BITS else f"has an RSA key of only {bits} bits"
+    return f"has a key of a kind that clients do not know ({_dotted(oid)})"
 
 
 def generate_key() -> bytes:
     """A fresh P-256 private key, PKCS #8 PEM, not encrypted."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
     return ec.generate_private_key(ec.SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
@@ -115,6 +128,12 @@ def self_signed(
 
     Raises EndorsementError where the key cannot be used.
     """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+    from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
     key_pem = generate_key() if key_pem is None else key_pem
     try:
         key = load_pem_private_key(key_pem, password=None)
@@ -145,6 +164,8 @@ def self_signed(
 
 
 def _digital_signature() -> x509.KeyUsage:
+    from cryptography import x509
+
     return x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,
@@ -159,6 +180,8 @@ def _digital_signature() -> x509.KeyUsage:
 
 
 def _general_names(names: Iterable[str]) -> list[x509.GeneralName]:
+    from cryptography import x509
+
     found: list[x509.GeneralName] = []
     for name in dict.fromkeys(names):
         try:
@@ -178,35 +201,75 @@ def _is_dns_name(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Element:
-    """One DER element (X.690): its tag stands at ``offset``, its content from ``start`` to ``end``."""
+    """One DER element: its tag stands at ``offset``, its content from ``start`` to ``end``."""
 
     tag: int
     offset: int
     start: int
     end: int
 
-    @classmethod
-    def at(cls, der: bytes, offset: int) -> _Element:
-        """The element whose tag is at ``offset``."""
-        head = der[offset : offset + 2]
-        if len(head) < 2:
-            raise EndorsementError(f"TLS certificate: cut short at offset {offset:#x}")
-        size, start = head[1], offset + 2
-        if size & 0x80:
-            count = size & 0x7F
-            size, start = int.from_bytes(der[start : start + count], "big"), start + count
-        if start + size > len(der):
-            raise EndorsementError(f"TLS certificate: cut short at offset {offset:#x}")
-        return cls(head[0], offset, start, start + size)
 
-
-def _load(der: bytes) -> x509.Certificate:
+def _tbs(der: bytes) -> list[_Element]:
+    """The fields of tbsCertificate from serialNumber on. Raises EndorsementError where there are none."""
     if len(der) > _MAX_CERTIFICATE:
         raise EndorsementError(f"TLS certificate: larger than {_MAX_CERTIFICATE} bytes")
-    try:
-        return x509.load_der_x509_certificate(der)
-    except (ValueError, TypeError) as exc:
-        raise EndorsementError(f"TLS certificate: not an X.509 certificate: {_plain(exc)}") from exc
+    whole = _only(der, _Element(0, 0, 0, len(der)))
+    tbs, _, _ = _expect(der, whole, [_SEQUENCE, _SEQUENCE, _BIT_STRING])
+    fields = _children(der, tbs)
+    if fields and fields[0].tag == _VERSION:  # absent in X.509 v1
+        del fields[0]
+    if [field.tag for field in fields[: len(_TBS_TAGS)]] != _TBS_TAGS:
+        raise EndorsementError("TLS certificate: not an X.509 certificate")
+    return fields
+
+
+def _expect(der: bytes, parent: _Element, tags: list[int]) -> list[_Element]:
+    children = _children(der, parent)
+    if [child.tag for child in children] != tags:
+        raise EndorsementError(f"TLS certificate: not an X.509 certificate, at offset {parent.offset:#x}")
+    return children
+
+
+def _only(der: bytes, parent: _Element) -> _Element:
+    return _expect(der, parent, [_SEQUENCE])[0]
+
+
+def _children(der: bytes, parent: _Element) -> list[_Element]:
+    """The elements that fill ``parent`` exactly, in their one valid form (definite, shortest lengths)."""
+    found = []
+    at = parent.start
+    while at < parent.end:
+        start = at + 2
+        size = der[at + 1] if start <= parent.end else 0xFF
+        if size & 0x80:
+            count = size & 0x7F
+            size = int.from_bytes(der[start : start + count], "big")
+            start += count
+            if not 1 <= count <= 4 or size < max(0x80, 1 << 8 * (count - 1)):
+                raise EndorsementError(f"TLS certificate: not DER at offset {at:#x}")
+        if start + size > parent.end or der[at] & 0x1F == 0x1F:
+            raise EndorsementError(f"TLS certificate: not DER at offset {at:#x}")
+        found.append(_Element(der[at], at, start, start + size))
+        at = start + size
+    return found
+
+
+def _content(der: bytes, element: _Element) -> bytes:
+    return der[element.start : element.end]
+
+
+def _dotted(oid: bytes) -> str:
+    """An object identifier as people write it (X.690, 8.19)."""
+    if not oid:
+        return "none"
+    numbers, value = [], 0
+    for byte in oid[:64]:
+        value = value << 7 | byte & 0x7F
+        if not byte & 0x80:
+            numbers.append(value)
+            value = 0
+    first = min(numbers[0] // 40, 2) if numbers else 0
+    return ".".join(map(str, [first, numbers[0] - 40 * first, *numbers[1:]])) if numbers else oid.hex()
 
 
 def _plain(exc: BaseException) -> str:

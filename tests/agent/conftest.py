@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import msgspec
 import pytest
-from starlette.types import ASGIApp, Message, Scope
 
+from cosmian_vm.agent.asgi import ASGIApp, Message, Scope
 from cosmian_vm.agent.collector import Collector
 from cosmian_vm.agent.config import AgentConfig
 from cosmian_vm.agent.front import create_app

@@ -95,9 +95,7 @@ def test_standalone_is_known_to_the_next_agent(script: Script, app: Callable[...
 
 
 def test_standalone_ends_the_whole_group(script: Script, app: Callable[..., Standalone], tmp_path: Path) -> None:
-    service = app(
-        "helloworld", script("helloworld", "(trap '' TERM; sleep 60) & echo $! > child; wait")
-    )
+    service = app("helloworld", script("helloworld", "(trap '' TERM; sleep 60) & echo $! > child; wait"))
     service.restart()
     child = int((tmp_path / "app" / "child").read_text())
     assert alive(child)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import msgspec
 import zstandard
-from starlette.types import Receive, Scope, Send
 
+from cosmian_vm.agent.asgi import Receive, Scope, Send
 from cosmian_vm.agent.log import LOGGER, describe, new_error_id
 from cosmian_vm.errors import AttesterError, CosmianVmError, NotAvailableError, OrderError
 
@@ -88,10 +88,10 @@ class Answer:
                 pass
 
 
-def text_answer(status: int, text: str, *, close: bool = False) -> Answer:
+def text_answer(status: int, text: str, headers: Mapping[str, str] | None = None, *, close: bool = False) -> Answer:
     """One line of text, printable."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text[:_MAX_TEXT]).split())
-    return Answer(status, line.encode(), "text/plain; charset=utf-8", close=close)
+    return Answer(status, line.encode(), "text/plain; charset=utf-8", headers, close=close)
 
 
 def json_answer(value: object, status: int = 200) -> Answer:

@@ -8,9 +8,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from starlette.requests import Request
-from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cosmian_vm import wire
 from cosmian_vm.agent import requests
@@ -24,6 +21,7 @@ from cosmian_vm.agent.answers import (
     takes_zstd,
     text_answer,
 )
+from cosmian_vm.agent.asgi import ASGIApp, Handler, Receive, Request, Router, Scope, Send
 from cosmian_vm.agent.lane import Lane
 from cosmian_vm.agent.openapi import openapi_document
 from cosmian_vm.agent.orders import Orders, SnapshotState
@@ -37,42 +35,40 @@ _MAX_UNDERWAY = 256 * 1024 * 1024
 _MAX_ENCODING = 16
 _ENCODING_SECONDS = 60.0
 
-_Handler = Callable[[Request], Awaitable[Answer]]
+_Call = Callable[[Request], Awaitable[Answer]]
 
 
 def create_app(orders: Orders) -> ASGIApp:
     """The ASGI application. Each request's scope has ``state["leaf"]``: the certificate (DER) of its connection."""
     front = _Front(orders)
-    get, post, delete = ["GET"], ["POST"], ["DELETE"]
-    calls: list[tuple[str, list[str], _Handler]] = [
-        (wire.IMA_ASCII, get, front.ima_ascii),
-        (wire.IMA_BINARY, get, front.ima_binary),
-        (wire.QUOTE_TEE, get, front.quote_tee),
-        (wire.QUOTE_TPM, get, front.quote_tpm),
-        (wire.SNAPSHOT_V1, get, front.snapshot_v1),
-        (wire.SNAPSHOT_V1, delete, front.delete_snapshot),
-        (wire.SNAPSHOT_V2, get, front.snapshot_v2),
-        (wire.SNAPSHOT_V2, delete, front.delete_snapshot),
-        (wire.APP_INIT, post, front.app_init),
-        (wire.APP_RESTART, post, front.app_restart),
-        (wire.VERSION, get, front.version),
-        (wire.EVIDENCE, post, front.evidence),
-        (wire.OPENAPI, get, front.openapi),
-        (wire.HEALTH, get, front.health),
-    ]
+    calls: dict[str, dict[str, _Call]] = {
+        wire.IMA_ASCII: {"GET": front.ima_ascii},
+        wire.IMA_BINARY: {"GET": front.ima_binary},
+        wire.QUOTE_TEE: {"GET": front.quote_tee},
+        wire.QUOTE_TPM: {"GET": front.quote_tpm},
+        wire.SNAPSHOT_V1: {"GET": front.snapshot_v1, "DELETE": front.delete_snapshot},
+        wire.SNAPSHOT_V2: {"GET": front.snapshot_v2, "DELETE": front.delete_snapshot},
+        wire.APP_INIT: {"POST": front.app_init},
+        wire.APP_RESTART: {"POST": front.app_restart},
+        wire.VERSION: {"GET": front.version},
+        wire.EVIDENCE: {"POST": front.evidence},
+        wire.OPENAPI: {"GET": front.openapi},
+        wire.HEALTH: {"GET": front.health},
+    }
     router = Router(
-        [Route(path, front.answered(handler), methods=methods) for path, methods, handler in calls],
-        redirect_slashes=False,
-        default=text_answer(404, "there is no such call; /openapi.json lists them"),
+        {path: {method: front.answered(call) for method, call in methods.items()} for path, methods in calls.items()},
+        text_answer,
     )
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        agent = dict(scope["headers"]).get(b"user-agent", b"").decode("latin-1")
-        answer: ASGIApp = router
+        request = Request(scope, receive)
+        agent = request.header("user-agent")
         if is_too_old(agent):
-            answer = text_answer(400, f"{agent[:60]} is too old for this agent: 1.0 or newer is needed")
+            answer: ASGIApp = text_answer(400, f"{agent[:60]} is too old for this agent: 1.0 or newer is needed")
+        else:
+            answer = await router.answer(request)
         await answer(scope, receive, send)
 
     return app
@@ -87,17 +83,17 @@ class _Front:
         self._budget = Budget(_MAX_UNDERWAY)
         self._openapi = msgspec.json.encode(openapi_document())
 
-    def answered(self, handler: _Handler) -> _Handler:
+    def answered(self, handler: _Call) -> Handler:
         """``handler`` with every failure turned into an answer, and within the budget."""
 
-        async def call(request: Request) -> Answer:
+        async def call(request: Request) -> ASGIApp:
             try:
                 answer = await handler(request)
                 self._budget.take(len(answer.body))
             except requests.ClientGoneError:
                 return text_answer(400, "the request ended early", close=True)
             except Exception as exc:
-                return from_error(exc, f"{request.method} {request.scope['path']}")
+                return from_error(exc, f"{request.method} {request.path}")
             return _Budgeted(answer, self._budget)
 
         return call
@@ -174,7 +170,7 @@ class _Front:
 
     async def _encoded(self, request: Request, encode: Callable[[], bytes]) -> Answer:
         """A large answer, encoded and compressed beside the event loop."""
-        zstd = takes_zstd(request.headers.get("accept-encoding", ""))
+        zstd = takes_zstd(request.header("accept-encoding"))
         return await self._encoding.call(lambda: compressed(encode(), zstd=zstd), seconds=_ENCODING_SECONDS)
 
 

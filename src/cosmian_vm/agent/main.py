@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import socket
@@ -77,6 +76,8 @@ async def _serve(
 
 def main() -> None:
     """Entry point of cosmian_vm_agent. Exit status: 0 ended by a signal, 2 wrong usage or configuration, 1 else."""
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="cosmian_vm_agent",
         description="Serve this machine's evidence over HTTPS: IMA list, TPM quote, TEE quote, snapshot.",

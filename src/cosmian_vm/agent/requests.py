@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
-from starlette.requests import Request
 
 from cosmian_vm.agent.answers import Budget
+from cosmian_vm.agent.asgi import Request
 from cosmian_vm.agent.owner import Caller
 from cosmian_vm.errors import EvidenceFormatError, OrderError
 from cosmian_vm.evidence.binding import NONCE_SIZE
@@ -78,7 +78,7 @@ async def read_body(
 
 
 def _announced(request: Request) -> int:
-    length = request.headers.get("content-length", "0")
+    length = request.header("content-length")
     return int(length) if length.isdecimal() and len(length) < 20 else 0
 
 
@@ -125,7 +125,7 @@ def nonce(request: Request, *, exactly: int | None = None) -> bytes:
 
     A ``+`` must be sent as ``%2B``: by itself it is a space in a query. Raises OrderError.
     """
-    given = request.query_params.getlist("nonce")
+    given = request.parameters("nonce")
     if len(given) != 1:
         raise OrderError("nonce: expected is one query parameter nonce=BASE64", status=400)
     try:
@@ -141,16 +141,15 @@ def nonce(request: Request, *, exactly: int | None = None) -> bytes:
 
 def leaf(request: Request) -> bytes:
     """Certificate (DER) that the client of this very connection saw. Raises OrderError where that is not known."""
-    known = request.scope.get("state", {}).get("leaf")
-    if not isinstance(known, bytes):
+    known = request.leaf
+    if known is None:
         raise OrderError("this connection resumed a TLS session that is not known any more: connect anew", status=503)
     return known
 
 
 def caller(request: Request) -> Caller:
     """Who gives the order."""
-    address = "unknown" if request.client is None else request.client.host
-    return Caller(api=2 if request.headers.get(ORDER_HEADER) == "2" else 1, address=address)
+    return Caller(api=2 if request.header(ORDER_HEADER) == "2" else 1, address=request.address)
 
 
 def _decoded(raw: bytes, shape: type[_Shape]) -> _Shape:

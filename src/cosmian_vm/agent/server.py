@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from starlette.types import ASGIApp
 from uvicorn.config import Config
 from uvicorn.server import Server
 
+from cosmian_vm.agent.asgi import ASGIApp
 from cosmian_vm.agent.http_protocol import MAX_CONNECTIONS, _Protocol, make_protocol
 from cosmian_vm.agent.log import LOGGER, describe
 from cosmian_vm.agent.tls import TlsIdentity
