@@ -93,6 +93,8 @@ _SELECTION = struct.Struct(">HB")
 _HEAD = struct.Struct(">IHH")
 _SIZE = struct.Struct(">H")
 _ONE_SELECTION = struct.Struct(">QIIBQIHB")
+_P256_SIGNATURE = struct.Struct(">HHH32sH32s")
+"""The usual TPMT_SIGNATURE: ECDSA, r and s of 32 bytes each."""
 _CLOCK_AND_VERSION = struct.Struct(">QIIBQ")
 """TPMS_CLOCK_INFO (u64 clock, u32 resetCount, u32 restartCount, u8 safe) and u64 firmwareVersion."""
 
@@ -301,6 +303,10 @@ def parse_signature(raw: bytes) -> TpmSignature:
 
     Raises EvidenceFormatError on other schemes, unknown hashes and wrong sizes.
     """
+    if len(raw) == _P256_SIGNATURE.size:
+        algorithm, hash_alg, r_size, r, s_size, s = _P256_SIGNATURE.unpack(raw)
+        if algorithm == _ECDSA and r_size == s_size == 32 and hash_alg in HASH_SIZES:
+            return TpmSignature(algorithm, hash_alg, r, s)
     reader = Reader(raw, _SIGNATURE)
     algorithm, hash_alg = u16(reader, "sigAlg"), u16(reader, "hash")
     if algorithm not in _SIGNATURE_SCHEMES:

@@ -149,7 +149,7 @@ def appraise_tpm(
             return [skip(check_id, "no TPM is expected on this machine (--without-tpm)") for check_id in TPM_CHECKS]
         return [fail(check_id, f"{_NO_TPM}; {_NO_TPM_REMEDY}") for check_id in TPM_CHECKS]
     read = _read(tpm)
-    checks = [_check_ak(read.ak, reference, api, anchor), _check_signature(tpm, read)]
+    checks = [_check_ak(tpm, read, reference, api, anchor), _check_signature(tpm, read)]
     if isinstance(read.quote, EvidenceFormatError):
         line = f"the quote cannot be read ({read.quote})"
         return [*checks, *(fail(check_id, line) for check_id in TPM_CHECKS[2:])]
@@ -200,19 +200,30 @@ def ak_problems(public: TpmPublic) -> list[str]:
     return problems
 
 
-def _check_ak(ak: _Ak | EvidenceFormatError, reference: Snapshot | None, api: int, anchor: Anchor) -> Check:
+def _check_ak(tpm: TpmEvidence, read: _Read, reference: Snapshot | None, api: int, anchor: Anchor) -> Check:
     """Step 1. That the TEE's report_data names this key is ``tee.report_data``."""
-    if isinstance(ak, EvidenceFormatError):
-        return fail("tpm.ak", f"the attestation key cannot be used ({ak})")
+    if isinstance(read.ak, EvidenceFormatError):
+        return fail("tpm.ak", f"the attestation key cannot be used ({read.ak})")
+    if reference is None:
+        return _judge_ak(tpm.ak_public, None, None, api, anchor, named=True)
+    name_known = reference.ak_name is not None
+    return _judge_ak(tpm.ak_public, reference.ak_name, reference.anchor, api, anchor, named=name_known)
+
+
+@lru_cache(maxsize=64)
+def _judge_ak(
+    tpmt_public: bytes, expected: str | None, recorded: Anchor | None, api: int, anchor: Anchor, *, named: bool
+) -> Check:
+    """``expected``, ``recorded``: the snapshot's AK name in hex and its anchor. ``named``: False where a snapshot is
+    there and names no AK. Kept like load_ak.
+    """
+    ak = load_ak(tpmt_public)
     if ak.problems:
         line = f"the key that signed is no attestation key: {ak.problems[0]}; let the agent make its AK anew"
         return fail("tpm.ak", line, ak.problems[1:])
     details = [f"name {ak.name.hex()}"]
-    expected = recorded = None
-    if reference is not None:
-        expected, recorded = reference.ak_name_bytes, reference.anchor
-    if expected is not None and ak.name != expected:
-        details.append(f"the snapshot has {expected.hex()}")
+    if expected is not None and ak.name.hex() != expected:
+        details.append(f"the snapshot has {expected}")
         line = "the attestation key is not the snapshot's: another TPM, or this one was cleared"
         return fail("tpm.ak", f"{line}; take a new snapshot only if you know why", details)
     if anchor == "operator" and recorded not in (None, "operator"):
@@ -221,7 +232,7 @@ def _check_ak(ak: _Ak | EvidenceFormatError, reference: Snapshot | None, api: in
     line = f"the attestation key has the anchor {anchor!r}: {_ANCHORS[anchor]}"
     if api == 1:
         return warning("tpm.ak", f"the attestation key is a proper one, but {_RELAY}", [*details, line])
-    if reference is not None and expected is None:
+    if not named:
         unnamed = "the snapshot does not name its attestation key, so any TPM would do; take a new snapshot"
         return warning("tpm.ak", unnamed, [*details, line])
     return warning("tpm.ak", line, details) if anchor == "operator" else ok("tpm.ak", line, details)
@@ -278,11 +289,11 @@ def _selection_problem(quote: TpmQuoteInfo) -> str:
 
 def _digest_problem(tpm: TpmEvidence, quote: TpmQuoteInfo, signature: TpmSignature) -> str:
     """Why the claimed PCR values are not those that were quoted; empty if they are."""
-    selected = quote.pcr_selections[0].pcrs
-    if len(tpm.pcrs) != len(selected):
-        return f"values were sent for PCR {_listed(frozenset(tpm.pcrs))}, quoted is PCR {_listed(frozenset(selected))}"
+    claimed, selected = tpm.pcrs, quote.pcr_selections[0].pcrs
+    if len(claimed) != len(selected):
+        return f"values were sent for PCR {_listed(frozenset(claimed))}, quoted is PCR {_listed(frozenset(selected))}"
     try:
-        digest = compute_pcr_digest(quote.pcr_selections, {_SHA256: tpm.pcrs}, signature.hash_alg)
+        digest = compute_pcr_digest(quote.pcr_selections, {_SHA256: claimed}, signature.hash_alg)
     except EvidenceFormatError as exc:
         return str(exc)
     return "" if digest == quote.pcr_digest else "the PCR values that were sent are not those that the TPM quoted"
