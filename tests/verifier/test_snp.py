@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cosmian_vm.devkit._amd_certificates import authority
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.endorsements import amd
 from cosmian_vm.endorsements.amd import AmdEndorsements, collect
@@ -42,10 +44,6 @@ def vendor(keys: VendorKeys) -> AmdVendor:
 @pytest.fixture
 def case(vendor: AmdVendor) -> Case:
     return case_of(vendor)
-
-
-def loaded(ders: Iterable[bytes]) -> AmdEndorsements:
-    return collect(ders, pinned=False)
 
 
 @pytest.mark.parametrize("version", [2, 3, 5])
@@ -233,59 +231,46 @@ def test_root_of_no_known_product(vendor: AmdVendor, curious: str) -> None:
     assert amd_chain._product_of("ARK-Genoa", "ARK-") is Product.GENOA
 
 
-# tee.revocation
-
-
-def test_no_crl_is_no_answer(case: Case) -> None:
-    case.endorsements = AmdEndorsements(case.endorsements.certificates)
-    [revocation] = [c for c in case.appraise() if c.id == "tee.revocation"]
-    assert revocation.status is Status.SKIP
-
-
-def test_a_missing_crl_of_amds_says_where_to_get_it() -> None:
-    from cosmian_vm.evidence.snp import SigningKey
-
-    assert amd.crl_url(Product.MILAN, SigningKey.VCEK) == "https://kdsintf.amd.com/vcek/v1/Milan/crl"
-    assert amd.crl_url(Product.TURIN, SigningKey.VLEK) == "https://kdsintf.amd.com/vlek/v1/Turin/crl"
-
-
-@pytest.mark.parametrize("which", ["chip", "ask", "both"])
-def test_revoked(case: Case, which: str) -> None:
-    vendor = case.vendor
-    revoked = {"chip": [vendor.chip], "ask": [vendor.ask], "both": [vendor.chip, vendor.ask]}[which]
-    bad = replace(case, endorsements=vendor.endorsements(revoked)).bad()
-    assert set(bad) == {"tee.revocation"}
-    assert "has revoked" in bad["tee.revocation"]
-
-
-def with_crls(case: Case, *crls: bytes) -> Case:
-    certificates = [c.public_bytes(Encoding.DER) for c in case.endorsements.certificates]
-    return replace(case, endorsements=loaded([*certificates, *crls]))
-
-
-def test_forged_crl(case: Case, other_keys: VendorKeys) -> None:
-    forged = case.vendor.crl(signer=other_keys.ark)
-    bad = with_crls(case, forged).bad()
-    assert "not signed by its key" in bad["tee.revocation"]
-    # It neither clears nor revokes:
-    assert with_crls(case, forged, case.vendor.crl()).bad() == {}
-    condemning = case.vendor.crl([case.vendor.chip], signer=other_keys.ark)
-    assert with_crls(case, condemning, case.vendor.crl()).bad() == {}
-
-
-def test_outdated_crl_does_not_clear_but_still_revokes(case: Case) -> None:
-    ended = case.vendor.crl(next_update=NOW - timedelta(days=1))
-    assert "ended on 2026-05-31" in with_crls(case, ended).bad()["tee.revocation"]
-    future = case.vendor.crl(last_update=NOW + timedelta(days=1))
-    assert "valid only from" in with_crls(case, future).bad()["tee.revocation"]
-    revoking = case.vendor.crl([case.vendor.ask], next_update=NOW - timedelta(days=1))
-    assert "has revoked" in with_crls(case, case.vendor.crl(), revoking).bad()["tee.revocation"]
-
-
-def test_crl_of_another_issuer_is_passed_over(case: Case, keys: VendorKeys) -> None:
-    genoa = AmdVendor.create(Product.GENOA, keys=keys, now=NOW)
-    bad = with_crls(case, genoa.crl()).bad()
-    assert "No revocation list" in bad["tee.revocation"]
+@pytest.mark.parametrize("flaw", ["no CA", "no certSign", "RSA-2048 root"])
+def test_intermediates_that_may_not_sign(case: Case, keys: VendorKeys, flaw: str) -> None:
+    """Signatures alone do not make an authority."""
+    small = rsa.generate_private_key(65537, 2048)
+    root_key = small if flaw == "RSA-2048 root" else keys.ark
+    start = NOW - timedelta(days=10)
+    root = authority(
+        case.vendor.ark.subject,
+        issuer=case.vendor.ark.subject,
+        key=root_key,
+        issuer_key=root_key,
+        serial=1,
+        start=start,
+        path_length=None,
+    )
+    usage = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
+    ask = (
+        x509.CertificateBuilder()
+        .subject_name(case.vendor.ask.subject)
+        .issuer_name(root.subject)
+        .public_key(keys.ask.public_key())
+        .serial_number(2)
+        .not_valid_before(start)
+        .not_valid_after(NOW + timedelta(days=100))
+        .add_extension(x509.BasicConstraints(ca=flaw != "no CA", path_length=None), critical=True)
+        .add_extension(
+            x509.KeyUsage(
+                digital_signature=True,
+                key_cert_sign=flaw != "no certSign",
+                crl_sign=False,
+                encipher_only=False,
+                decipher_only=False,
+                **usage,
+            ),
+            critical=True,
+        )
+        .sign(root_key, hashes.SHA384(), rsa_padding=padding.PSS(padding.MGF1(hashes.SHA384()), 48))
+    )
+    flawed = replace(case, roots=(root,), endorsements=AmdEndorsements((case.vendor.chip, ask)))
+    assert "tee.chain" in flawed.bad()
 
 
 # Anything

@@ -12,8 +12,11 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache, lru_cache
 from importlib import resources
+from types import MappingProxyType
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -21,6 +24,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.utils import CryptographyDeprecationWarning
 
+from cosmian_vm.endorsements.remembered import remembered
 from cosmian_vm.errors import EndorsementError, EvidenceFormatError
 from cosmian_vm.evidence.snp import MAX_OBJECTS, Product, SigningKey, split_objects
 
@@ -29,7 +33,9 @@ __all__ = [
     "PINNED_ROOTS",
     "AmdEndorsements",
     "ChipCertificate",
+    "Names",
     "Product",
+    "RevocationList",
     "collect",
     "common_name",
     "crl_url",
@@ -37,10 +43,11 @@ __all__ = [
     "is_pinned_root",
     "load_certificate",
     "load_crl",
+    "names",
     "parse_chip_certificate",
     "pinned_intermediates",
     "pinned_roots",
-    "revoked_serials",
+    "read_crl",
     "serial_number",
 ]
 
@@ -75,7 +82,8 @@ _CHIP_NAMES = {"SEV-VCEK": SigningKey.VCEK, "SEV-VLEK": SigningKey.VLEK}
 _HWID_SIZES = (64, 8)
 _DER_INTEGER, _DER_OCTET_STRING = 0x02, 0x04
 _DER_STRINGS = (0x0C, 0x13, 0x16)  # UTF8String, PrintableString, IA5String
-_SIBLINGS = {"Bergamo": Product.GENOA, "Siena": Product.GENOA}  # they use Genoa's root
+_FAMILIES = {"Bergamo": Product.GENOA, "Siena": Product.GENOA} | {product.value: product for product in Product}
+# (Bergamo and Siena use Genoa's root.)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +113,29 @@ class ChipCertificate:
     hwid: bytes | None
     csp_id: str | None
     public_key: ec.EllipticCurvePublicKey
+
+
+class RevocationList(NamedTuple):
+    """What a CRL says. ``issuer``: DER. ``serials``: what it revokes, AMD's zeros included. ``partial``: a critical
+    extension narrows it down (delta, distribution point); RFC 5280, 5.2, forbids to rely on it then.
+    """
+
+    crl: x509.CertificateRevocationList
+    issuer: bytes
+    last_update: datetime
+    next_update: datetime | None
+    serials: frozenset[int]
+    partial: bool
+
+
+class Names(NamedTuple):
+    """Names of a certificate, DER, and their common names; serial number."""
+
+    subject: bytes
+    issuer: bytes
+    subject_cn: str
+    issuer_cn: str
+    serial: int
 
 
 _warnings_lock = threading.Lock()
@@ -153,11 +184,16 @@ def serial_number(certificate: x509.Certificate) -> int:
 
 
 @lru_cache(maxsize=32)
-def revoked_serials(der: bytes) -> frozenset[int]:
-    """The serial numbers that a CRL (DER) names, AMD's zeros included. Raises EndorsementError."""
+def read_crl(der: bytes) -> RevocationList:
+    """What a CRL (DER) says, unverified. Raises EndorsementError."""
     crl = load_crl(der)
+    try:
+        partial = any(extension.critical for extension in crl.extensions)
+    except (ValueError, x509.DuplicateExtension):
+        partial = True
     with _serial_zero_is_known():
-        return frozenset(entry.serial_number for entry in crl)
+        serials = frozenset(entry.serial_number for entry in crl)
+    return RevocationList(crl, crl.issuer.public_bytes(), crl.last_update_utc, crl.next_update_utc, serials, partial)
 
 
 def common_name(name: x509.Name) -> str:
@@ -202,6 +238,7 @@ def pinned_intermediates() -> tuple[x509.Certificate, ...]:
     return _pinned(PINNED_INTERMEDIATES)
 
 
+@remembered
 def is_pinned_root(certificate: x509.Certificate) -> bool:
     """True for AMD's own roots, False for one that a user chose to trust."""
     return _fingerprint(certificate) in PINNED_ROOTS
@@ -238,21 +275,33 @@ def collect(blobs: Iterable[bytes], *, pinned: bool = True) -> AmdEndorsements:
     return AmdEndorsements(known + pinned_intermediates() if pinned else known, tuple(crls.values()))
 
 
+@remembered
+def names(certificate: x509.Certificate) -> Names:
+    """Subject, issuer and serial number of a certificate, read once: that is slow."""
+    subject, issuer = certificate.subject, certificate.issuer
+    return Names(
+        subject.public_bytes(),
+        issuer.public_bytes(),
+        common_name(subject),
+        common_name(issuer),
+        serial_number(certificate),
+    )
+
+
 def is_chip_certificate(certificate: x509.Certificate) -> bool:
     """True if the subject is that of a VCEK or VLEK; says nothing about who signed it."""
-    return common_name(certificate.subject) in _CHIP_NAMES
+    return names(certificate).subject_cn in _CHIP_NAMES
 
 
+@remembered
 def parse_chip_certificate(certificate: x509.Certificate) -> ChipCertificate:
     """Read the extensions of a VCEK or VLEK certificate. Raises EndorsementError, naming what is wrong."""
-    name = common_name(certificate.subject)
+    name = names(certificate).subject_cn
     kind = _CHIP_NAMES.get(name)
     if kind is None:
         raise EndorsementError(f"the certificate {name!r} is neither a VCEK nor a VLEK")
     try:
         key = certificate.public_key()
-        with _serial_zero_is_known():
-            serial = certificate.serial_number
         values = {e.oid.dotted_string: e.value for e in certificate.extensions}
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as exc:
         raise EndorsementError(f"{name}: {_one_line(exc)}") from exc
@@ -268,11 +317,11 @@ def parse_chip_certificate(certificate: x509.Certificate) -> ChipCertificate:
     return ChipCertificate(
         certificate=certificate,
         kind=kind,
-        serial=serial,
+        serial=names(certificate).serial,
         struct_version=_integer(raw, _OID_STRUCT_VERSION, name),
         product_name=product_name,
         product=_product(product_name),
-        svns={_OID_SVN[oid]: _integer(raw, oid, name) for oid in raw if oid in _OID_SVN},
+        svns=MappingProxyType({_OID_SVN[oid]: _integer(raw, oid, name) for oid in raw if oid in _OID_SVN}),
         hwid=hwid,
         csp_id=_string(raw, _OID_CSP_ID, name),
         public_key=key,
@@ -282,9 +331,7 @@ def parse_chip_certificate(certificate: x509.Certificate) -> ChipCertificate:
 def _product(name: str) -> Product | None:
     """The product of a name such as ``Milan-B0``: what stands before the stepping."""
     family = name.partition("-")[0]
-    if family in set(Product):
-        return Product(family)
-    return _SIBLINGS.get(family)
+    return _FAMILIES.get(family)
 
 
 def _element(value: bytes, tags: tuple[int, ...]) -> bytes | None:

@@ -51,6 +51,7 @@ _PEM_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----([^-]*)-----END ([A-
 _PEM_BLANK = b" \t\r\n\x00"
 
 _TAG_SEQUENCE, _TAG_INTEGER, _TAG_VERSION, _TAG_SET, _TAG_OID = 0x30, 0x02, 0xA0, 0x31, 0x06
+_FIRST_TAGS = (_TAG_VERSION, _TAG_INTEGER, _TAG_SEQUENCE)
 _OID_COMMON_NAME = b"\x55\x04\x03"  # 2.5.4.3
 
 
@@ -163,6 +164,10 @@ def _is_crl(der: bytes, what: str, offset: int) -> bool:
     """
     if len(der) > MAX_OBJECT_SIZE:
         raise EvidenceFormatError(what, f"{len(der)} bytes are too many for a certificate or CRL", offset=offset)
+    if der[:2] == der[4:6] == b"\x30\x82" and int.from_bytes(der[2:4], "big") == len(der) - 4:
+        size = int.from_bytes(der[6:8], "big")
+        if 0 < size <= len(der) - 8 and der[8] in _FIRST_TAGS:
+            return der[8] != _TAG_VERSION  # what nearly all are; everything else is read with care
     reader = Reader(der, what, base=offset)
     try:
         tbs = _der(_der(reader, "certificate", _TAG_SEQUENCE), "tbsCertificate", _TAG_SEQUENCE)

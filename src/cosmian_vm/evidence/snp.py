@@ -67,6 +67,9 @@ class SigningKey(IntEnum):
     NONE = 7
 
 
+_SIGNING_KEYS = {int(key): key for key in SigningKey}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnpReport:
     """One ATTESTATION_REPORT, fields in the order and under the names of the specification.
@@ -134,8 +137,7 @@ class SnpReport:
     @property
     def signing_key(self) -> SigningKey | None:
         """Which key signed; None for a value that the specification reserves."""
-        number = self.flags >> 2 & 7
-        return SigningKey(number) if number in set(SigningKey) else None
+        return _SIGNING_KEYS.get(self.flags >> 2 & 7)
 
     @property
     def author_key_en(self) -> bool:
@@ -243,7 +245,9 @@ _TABLE: tuple[tuple[str, str, int], ...] = (
 _STRUCT = struct.Struct("<" + "".join(code for _, code, _ in _TABLE))
 _NAMES = tuple(name for name, _, _ in _TABLE)
 _OFFSETS = {name: offset for name, _, offset in _TABLE if name != "_"}
-_RESERVED = tuple((index, offset) for index, (name, _, offset) in enumerate(_TABLE) if name == "_")
+_RESERVED = tuple(
+    (index, offset, bytes(int(code[:-1]))) for index, (name, code, offset) in enumerate(_TABLE) if name == "_"
+)
 _VALUES = tuple((index, name) for index, name in enumerate(_NAMES) if name != "_")
 _SINCE = (
     ("cpuid_fam_id", 3),
@@ -270,8 +274,8 @@ def parse_report(raw: bytes) -> SnpReport:
     version = values[0]
     if version not in VERSIONS:
         raise _error("version", f"{version} is not one of {', '.join(map(str, VERSIONS))}")
-    for index, offset in _RESERVED:
-        if any(values[index]):
+    for index, offset, zeros in _RESERVED:
+        if values[index] != zeros:
             raise EvidenceFormatError(_WHAT, "reserved bytes are not zero", offset=offset, field="reserved")
     named = {name: values[index] for index, name in _VALUES}
     for name, since in _SINCE:

@@ -147,7 +147,9 @@ def _verify(raw: bytes, material: Material, at: datetime, roots: Roots) -> list[
     outdated: list[tuple[int, Check]] = []
     for certificate in certificates:
         if is_chip_certificate(certificate):
-            checks += _verify_chip(certificate, known, endorsements.crls, trusted, at)
+            checks += _verify_chip(
+                certificate, known, [crl.public_bytes(Encoding.DER) for crl in endorsements.crls], trusted, at
+            )
             continue
         found = _verify_other(certificate, known, trusted, at)
         date = validity_problem(certificate, at)
@@ -167,7 +169,7 @@ def _softened(check: Check) -> Check:
 def _verify_chip(
     certificate: x509.Certificate,
     known: Sequence[x509.Certificate],
-    crls: Sequence[x509.CertificateRevocationList],
+    crls: Sequence[bytes],
     roots: Sequence[x509.Certificate],
     at: datetime,
 ) -> list[Check]:

@@ -10,8 +10,8 @@ ASVK); that by the product's ARK, which must be one of the roots that the verifi
 5. report (CPUID), chip certificate, intermediate and root are of one product
 6. the chip certificate is for the chip that the report names
 
-Steps 2 and 3 cost RSA-4096 verifications; what depends on the intermediate, root and CRL alone is remembered, by their
-bytes, as long as the process lives.
+Steps 2 and 3 cost RSA-4096 verifications. They depend on the certificates alone and not on the time, so their outcome
+is remembered as long as the process lives; dates, CRLs, product and chip are looked at anew each time.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -35,8 +34,10 @@ from cosmian_vm.endorsements.amd import (
     is_chip_certificate,
     load_certificate,
     load_crl,
+    names,
     parse_chip_certificate,
 )
+from cosmian_vm.endorsements.remembered import remembered
 from cosmian_vm.errors import EndorsementError
 from cosmian_vm.evidence.snp import (
     SIGNATURE_ALGO_ECDSA_P384_SHA384,
@@ -68,19 +69,23 @@ MAX_CHIP_CERTIFICATES = 8
 
 _RSASSA_PSS = "1.2.840.113549.1.1.10"
 _MIN_RSA_BITS = 4096
-_SALT_SIZE = 48
+_SHA384 = hashes.SHA384()
+_PSS = padding.PSS(padding.MGF1(_SHA384), 48)
+_TBS_HEADER = 4 + 5 + 2  # SEQUENCE with 2 length bytes, version 3, tag and length of the serial number
+_ECDSA_SHA384 = ec.ECDSA(_SHA384)
+_PRODUCTS = {product.value: product for product in Product}
 _SIGNATURE_ERRORS = (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError)
 
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
     """All candidates that came with the evidence, sorted out. ``chips``: readable chip certificates; ``others``:
-    certificates that may be intermediates; ``problems``: what was wrong with the rest, one line each.
+    certificates that may be intermediates; ``crls``: DER; ``problems``: what was wrong with the rest, one line each.
     """
 
     chips: tuple[ChipCertificate, ...]
     others: tuple[x509.Certificate, ...]
-    crls: tuple[x509.CertificateRevocationList, ...]
+    crls: tuple[bytes, ...]
     problems: tuple[str, ...]
 
 
@@ -95,29 +100,31 @@ class Chain:
     @property
     def product(self) -> Product | None:
         """The product by the root's name (``ARK-Milan``), which is as trusted as the root."""
-        return _product_of(common_name(self.root.subject), "ARK-")
+        return _product_of(names(self.root).subject_cn, "ARK-")
 
 
 def gather(evidence: SnpEvidence, endorsements: AmdEndorsements) -> Gathered:
     """Sort out what came with the evidence and what was fetched. Nothing in it is believed, bad ones are named."""
     problems: list[str] = []
-    certificates: dict[x509.Certificate, None] = {}
-    crls: dict[bytes, x509.CertificateRevocationList] = {}
+    certificates: dict[int, x509.Certificate] = {}
+    crls: dict[bytes, None] = {}
     for number, der in enumerate(evidence.certificates, 1):
         try:
-            certificates.setdefault(load_certificate(der))
+            certificate = load_certificate(der)
+            certificates.setdefault(id(certificate), certificate)
         except EndorsementError as exc:
             problems.append(f"certificate {number} beside the report: {exc}")
     for number, der in enumerate(evidence.crls, 1):
         try:
-            crls.setdefault(der, load_crl(der))
+            load_crl(der)
+            crls.setdefault(der)
         except EndorsementError as exc:
             problems.append(f"CRL {number} beside the report: {exc}")
-    certificates.update(dict.fromkeys(endorsements.certificates))
-    crls.update((crl.public_bytes(Encoding.DER), crl) for crl in endorsements.crls)
+    certificates.update((id(certificate), certificate) for certificate in endorsements.certificates)
+    crls.update(dict.fromkeys(map(_der_of, endorsements.crls)))
     chips: list[ChipCertificate] = []
     others: list[x509.Certificate] = []
-    for certificate in certificates:
+    for certificate in certificates.values():
         if not is_chip_certificate(certificate):
             others.append(certificate)
         elif len(chips) < MAX_CHIP_CERTIFICATES:
@@ -125,7 +132,12 @@ def gather(evidence: SnpEvidence, endorsements: AmdEndorsements) -> Gathered:
                 chips.append(parse_chip_certificate(certificate))
             except EndorsementError as exc:
                 problems.append(str(exc))
-    return Gathered(tuple(chips), tuple(others), tuple(crls.values()), tuple(problems))
+    return Gathered(tuple(chips), tuple(others), tuple(crls), tuple(problems))
+
+
+@remembered
+def _der_of(crl: x509.CertificateRevocationList) -> bytes:
+    return crl.public_bytes(Encoding.DER)
 
 
 def by_fitness(chips: Iterable[ChipCertificate], report: SnpReport) -> list[ChipCertificate]:
@@ -158,7 +170,7 @@ def chip_signature_problem(report: SnpReport, chip: ChipCertificate) -> str | No
     """Verify the ECDSA P-384 signature over the bytes 0 to 0x29F as they came; None if it holds."""
     try:
         signature = encode_dss_signature(report.r, report.s)
-        chip.public_key.verify(signature, report.signed, ec.ECDSA(hashes.SHA384()))
+        chip.public_key.verify(signature, report.signed, _ECDSA_SHA384)
     except _SIGNATURE_ERRORS:
         return f"its signature is not by the key of the {chip.kind.name} certificate that came with it"
     return None
@@ -190,13 +202,13 @@ def build_chain(
 
     Returns the reason, one line, where there is no such chain.
     """
-    name = common_name(chip.certificate.issuer)
+    issuer, name = names(chip.certificate).issuer, names(chip.certificate).issuer_cn
     if (_role(name), chip.kind) not in (("ASK", SigningKey.VCEK), ("ASVK", SigningKey.VLEK)):
         return f"its {chip.kind.name} certificate is issued by {name!r}, which no AMD intermediate is called"
-    issuers = [c for c in others if c.subject == chip.certificate.issuer]
+    issuers = [c for c in others if names(c).subject == issuer]
     if not issuers:
         return f"the certificate of {name!r}, which issued its {chip.kind.name} certificate, is missing"
-    reason = _no_root(issuers[0].issuer, roots)
+    reason = ""
     for intermediate in issuers:
         root = next((r for r in roots if is_authority_of(intermediate, r)), None)
         if root is None:
@@ -204,7 +216,7 @@ def build_chain(
         if is_signed_by(chip.certificate, intermediate):
             return Chain(chip, intermediate, root)
         reason = f"its {chip.kind.name} certificate is not signed by {name!r} of {_organisation_of(root.subject)}"
-    return reason
+    return reason or _no_root(issuers[0].issuer, roots)
 
 
 def _no_root(top: x509.Name, roots: Sequence[x509.Certificate]) -> str:
@@ -214,39 +226,69 @@ def _no_root(top: x509.Name, roots: Sequence[x509.Certificate]) -> str:
     return f"it leads to {called}, which is not among the trusted roots; if it is one of your own, use --trust-root"
 
 
+@remembered
 def is_signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """One RSASSA-PSS SHA-384 signature of a CA's RSA-4096 key, and the names; no dates."""
+    key, signed = _authority_key(issuer), _signed_as_amd_signs(certificate)
+    if key is None or signed is None or names(certificate).issuer != names(issuer).subject:
+        return False
     try:
-        key = issuer.public_key()
-        if not isinstance(key, rsa.RSAPublicKey) or key.key_size < _MIN_RSA_BITS or not _is_ca(issuer):
-            return False
-        if certificate.signature_algorithm_oid.dotted_string != _RSASSA_PSS:
-            return False
-        if not isinstance(certificate.signature_hash_algorithm, hashes.SHA384):
-            return False
-        certificate.verify_directly_issued_by(issuer)
-    except (*_SIGNATURE_ERRORS, x509.DuplicateExtension):
+        key.verify(*signed, _PSS, _SHA384)
+    except _SIGNATURE_ERRORS:
         return False
     return True
 
 
+@remembered
+def _authority_key(certificate: x509.Certificate) -> rsa.RSAPublicKey | None:
+    """The key of a CA certificate, if it is RSA of AMD's size; None for every other certificate."""
+    try:
+        key = certificate.public_key()
+    except _SIGNATURE_ERRORS:
+        return None
+    return key if isinstance(key, rsa.RSAPublicKey) and key.key_size >= _MIN_RSA_BITS and _is_ca(certificate) else None
+
+
+def _signed_as_amd_signs(certificate: x509.Certificate) -> tuple[bytes, bytes] | None:
+    """Signature and signed bytes of a certificate that names RSASSA-PSS with SHA-384 as its algorithm, in both places
+    where it does (RFC 5280, 4.1.1.2: they must agree); None for every other.
+    """
+    try:
+        algorithm = certificate.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        return None
+    if certificate.signature_algorithm_oid.dotted_string != _RSASSA_PSS or not isinstance(algorithm, hashes.SHA384):
+        return None
+    whole, signed, signature = (
+        certificate.public_bytes(Encoding.DER),
+        certificate.tbs_certificate_bytes,
+        certificate.signature,
+    )
+    outer = whole[whole.index(signed) + len(signed) : -len(signature)]  # the algorithm, then the BIT STRING's header
+    length = 2 + outer[1]
+    start = _TBS_HEADER + signed[_TBS_HEADER - 1]
+    return (signature, signed) if signed[start : start + length] == outer[:length] else None
+
+
+@remembered
 def is_authority_of(intermediate: x509.Certificate, root: x509.Certificate) -> bool:
-    """Whether ``root`` signs itself and ``intermediate``. Remembered by the bytes of both."""
-    if intermediate.issuer != root.subject:
-        return False
-    return _is_authority_of(intermediate.public_bytes(Encoding.DER), root.public_bytes(Encoding.DER))
-
-
-@lru_cache(maxsize=64)
-def _is_authority_of(intermediate_der: bytes, root_der: bytes) -> bool:
-    intermediate, root = load_certificate(intermediate_der), load_certificate(root_der)
-    return is_signed_by(root, root) and is_signed_by(intermediate, root) and _is_ca(intermediate)
+    """Whether ``root`` signs itself and ``intermediate``."""
+    return (
+        names(intermediate).issuer == names(root).subject
+        and is_signed_by(root, root)
+        and is_signed_by(intermediate, root)
+        and _is_ca(intermediate)
+    )
 
 
 def _is_ca(certificate: x509.Certificate) -> bool:
     """BasicConstraints says CA, and keyUsage, where there is one, allows signing certificates."""
     constraints = usage = None
-    for extension in certificate.extensions:
+    try:
+        extensions = certificate.extensions
+    except (ValueError, x509.DuplicateExtension):
+        return False
+    for extension in extensions:
         if isinstance(extension.value, x509.BasicConstraints):
             constraints = extension.value
         elif isinstance(extension.value, x509.KeyUsage):
@@ -272,7 +314,7 @@ def chain_problems(report: SnpReport | None, chain: Chain, now: datetime) -> lis
 
 def validity_problem(certificate: x509.Certificate, now: datetime) -> str | None:
     """What is wrong with the dates of a certificate at ``now`` (aware); None if nothing is."""
-    name = common_name(certificate.subject)
+    name = names(certificate).subject_cn
     if now < certificate.not_valid_before_utc:
         return f"the certificate {name!r} is valid only from {_day(certificate.not_valid_before_utc)} on"
     if now > certificate.not_valid_after_utc:
@@ -283,10 +325,10 @@ def validity_problem(certificate: x509.Certificate, now: datetime) -> str | None
 def product_problem(report: SnpReport | None, chain: Chain) -> str | None:
     """Whether report, chip certificate, intermediate and root are of one product; None if they are."""
     root = chain.product
-    named = common_name(chain.intermediate.subject)
+    named = names(chain.intermediate).subject_cn
     intermediate = _product_of(named, "SEV-VLEK-") or _product_of(named, "SEV-")
     if root is None:
-        return f"the root {common_name(chain.root.subject)!r} is of no AMD product that is known"
+        return f"the root {names(chain.root).subject_cn!r} is of no AMD product that is known"
     if intermediate is not root:
         return f"the intermediate {named!r} does not belong to the {root} root"
     if chain.chip.product is not root:
@@ -308,7 +350,7 @@ def _role(name: str) -> str | None:
 
 def _product_of(name: str, prefix: str) -> Product | None:
     rest = name.removeprefix(prefix)
-    return Product(rest) if rest != name and rest in set(Product) else None
+    return _PRODUCTS.get(rest) if rest != name else None
 
 
 def _organisation_of(name: x509.Name) -> str:

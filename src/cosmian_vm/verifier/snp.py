@@ -22,7 +22,7 @@ from datetime import datetime
 
 from cryptography import x509
 
-from cosmian_vm.endorsements.amd import AmdEndorsements, ChipCertificate, common_name, is_pinned_root
+from cosmian_vm.endorsements.amd import AmdEndorsements, ChipCertificate, is_pinned_root, names
 from cosmian_vm.evidence.binding import NONCE_SIZE
 from cosmian_vm.evidence.snp import SigningKey, SnpEvidence, SnpReport, decode_tcb
 from cosmian_vm.reference.snapshot import SevPolicy, Snapshot
@@ -148,7 +148,7 @@ def _chain(report: SnpReport, origin: Origin) -> Check:
 
 def chain_line(link: Chain) -> str:
     """Whom a chain that holds leads to, in plain words; a root that is not AMD's is called that."""
-    root = common_name(link.root.subject)
+    root = names(link.root).subject_cn
     if is_pinned_root(link.root):
         return f"The chip is genuine AMD {link.product}: its certificate leads to {root!r}"
     return f"The chip's certificate leads to {root!r}, a root that you chose to trust and that is not AMD's"
@@ -188,22 +188,18 @@ def check_tcb(report: SnpReport, chip: ChipCertificate | None, policy: Policy) -
     if wrong:
         line = f"The report's firmware versions are not those that its {chip.kind.name} certificate was issued for"
         return fail("tee.tcb", f"{line} ({wrong[0]})", wrong[1:])
-    tcbs = {
-        "reported": reported,
-        "current": decode_tcb(report.current_tcb, layout),
-        "committed": decode_tcb(report.committed_tcb, layout),
-        "launch": decode_tcb(report.launch_tcb, layout),
-    }
+    raws = {"current": report.current_tcb, "committed": report.committed_tcb, "launch": report.launch_tcb}
+    others = {which: decode_tcb(raw, layout) for which, raw in raws.items() if raw != reported.raw}
     minimum: Mapping[str, int] = policy.minimum_tcb.get(product, {})
     low = [
         f"{which} {name} {tcb.components.get(name, 'none')} is below {least}"
-        for which, tcb in tcbs.items()
+        for which, tcb in {"reported": reported, **others}.items()
         for name, least in minimum.items()
         if tcb.components.get(name, -1) < least
     ]
     if low:
         return fail("tee.tcb", f"The host's firmware is too old ({low[0]}): have the provider update it", low[1:])
-    details = [f"{which}: {tcb}" for which, tcb in tcbs.items() if tcb.raw != reported.raw]
+    details = [f"{which}: {tcb}" for which, tcb in others.items()]
     return ok("tee.tcb", f"Firmware versions are those of the chip's certificate: {reported}", details)
 
 
