@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from pathlib import Path
 
@@ -122,6 +123,16 @@ def test_a_changed_byte_of_the_extension_is_read_or_refused(at: int, value: int)
         return
     assert len(pck.components) == 16
     assert all(0 <= svn <= 255 for svn in pck.components)
+
+
+def test_a_serial_number_that_is_none_is_refused() -> None:
+    der = bytearray(VENDOR.root.public_bytes(Encoding.DER))
+    serial = VENDOR.root.serial_number.to_bytes(20, "big").lstrip(b"\x00")
+    at = bytes(der).index(serial)
+    der[at] |= 0x80
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(bytes(der)) + b"\n-----END CERTIFICATE-----"
+    with pytest.raises(EvidenceFormatError, match="not positive"):
+        parse_chain(pem, "chain")
 
 
 def test_crls() -> None:

@@ -101,6 +101,14 @@ def test_sizes_that_contradict_each_other_are_refused() -> None:
         parse_quote(one_more)
 
 
+def test_bytes_behind_the_certificates_are_refused() -> None:
+    raw = bytearray(TDX_V4 + b"\x00")
+    for at in (48 + 584, 48 + 584 + 4 + 128 + 2):  # both sizes grow by one, that of the certificates does not
+        raw[at : at + 4] = (int.from_bytes(raw[at : at + 4], "little") + 1).to_bytes(4, "little")
+    with pytest.raises(EvidenceFormatError, match="1 bytes too many"):
+        parse_quote(bytes(raw))
+
+
 def test_trailing_bytes_are_kept_and_bounded() -> None:
     padded = parse_quote(TDX_V4 + bytes(3000))
     assert padded.trailing == bytes(3000)

@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from cosmian_vm.endorsements._sgx_extension import SGX_EXTENSION_OID
 
-__all__ = ["DAY_ZERO", "Pki", "Platform", "sgx_extension"]
+__all__ = ["DAY_ZERO", "Pki", "Platform", "issue", "key_usage", "sgx_extension"]
 
 DAY_ZERO = datetime(2026, 1, 1, tzinfo=UTC)
 """When this vendor's collateral is from."""
@@ -74,7 +74,8 @@ def _name(common_name: str) -> x509.Name:
     )
 
 
-def _usage(*, authority: bool) -> x509.KeyUsage:
+def key_usage(*, authority: bool, crl_sign: bool | None = None) -> x509.KeyUsage:
+    """What a key may do: sign certificates and CRLs where it is an authority's, sign otherwise."""
     return x509.KeyUsage(
         digital_signature=not authority,
         content_commitment=not authority,
@@ -82,7 +83,7 @@ def _usage(*, authority: bool) -> x509.KeyUsage:
         data_encipherment=False,
         key_agreement=False,
         key_cert_sign=authority,
-        crl_sign=authority,
+        crl_sign=authority if crl_sign is None else crl_sign,
         encipher_only=False,
         decipher_only=False,
     )
@@ -96,8 +97,14 @@ def issue(
     *,
     path_length: int | None = None,
     extension: bytes | None = None,
+    usage: x509.KeyUsage | None = None,
+    critical: x509.ExtensionType | None = None,
+    algorithm: hashes.SHA256 | hashes.SHA384 | None = None,
 ) -> x509.Certificate:
-    """A certificate; an authority where ``path_length`` is given, with an SGX extension where ``extension`` is."""
+    """A certificate; an authority where ``path_length`` is given, with an SGX extension where ``extension`` is.
+
+    ``usage``, ``algorithm``: other than Intel's. ``critical``: one more extension, critical.
+    """
     builder = (
         x509.CertificateBuilder()
         .subject_name(_name(name))
@@ -107,14 +114,16 @@ def issue(
         .not_valid_before(DAY_ZERO - _YEARS)
         .not_valid_after(DAY_ZERO + _YEARS)
         .add_extension(x509.BasicConstraints(path_length is not None, path_length), critical=True)
-        .add_extension(_usage(authority=path_length is not None), critical=True)
+        .add_extension(usage or key_usage(authority=path_length is not None), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
     )
     if extension is not None:
         value = x509.UnrecognizedExtension(ObjectIdentifier(SGX_EXTENSION_OID), extension)
         builder = builder.add_extension(value, critical=False)
-    return builder.sign(issuer_key, hashes.SHA256())
+    if critical is not None:
+        builder = builder.add_extension(critical, critical=True)
+    return builder.sign(issuer_key, algorithm or hashes.SHA256())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
