@@ -9,13 +9,14 @@ writes ``_`` for each space of a name: keys have it too, on both sides.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
 from struct import Struct
 
 from cosmian_vm.evidence.ima import HASH_SIZES, ImaFields, is_policy_path, normalise_path
 from cosmian_vm.reference.snapshot import Snapshot
 from cosmian_vm.reference.whitelist import Whitelist
 
-__all__ = ["KnownFiles", "file_key", "text_of"]
+__all__ = ["KnownFiles", "PreparedKeys", "file_key", "text_of"]
 
 _U32 = Struct("<I")
 
@@ -43,6 +44,23 @@ def text_of(path: bytes) -> str:
     return normalise_path(path).decode("utf-8", "replace")
 
 
+def _path_in(key: bytes) -> bytes:
+    """The path in a key, with whatever stands behind it cut off."""
+    at = 4 + _U32.unpack_from(key)[0]
+    return key[at + 4 : at + 3 + _U32.unpack_from(key, at)[0]]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedKeys:
+    """The keys of all files. ``policies``: those of IMA policy files, whose entries are looked at in any case."""
+
+    others: frozenset[bytes]
+    policies: frozenset[bytes]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.others or key in self.policies
+
+
 class KnownFiles:
     """The files of a snapshot and a whitelist. Made once, it serves any number of lists."""
 
@@ -55,8 +73,7 @@ class KnownFiles:
         # Names in a file of 1.3.x have U+FFFD for what was not UTF-8, and nothing tells what it was.
         self._is_lossy = reference is not None and reference.version == 1
         self.heads = _heads(None if reference is None else reference.hash_algorithm)
-        self._keys: dict[bytes, frozenset[bytes]] = {}
-        self._policies: dict[bytes, frozenset[bytes]] = {}
+        self._keys: dict[bytes, PreparedKeys] = {}
 
     def __len__(self) -> int:
         """How many files the snapshot and the whitelist hold."""
@@ -72,19 +89,15 @@ class KnownFiles:
         """Size in bytes of the snapshot's digests (of its first), None where it has none."""
         return len(self._files[0][1]) // 2 if self._files else None
 
-    def keys(self, tail: bytes) -> frozenset[bytes]:
-        """The key of every file with ``tail`` behind it; kept for the next list."""
+    def keys(self, tail: bytes) -> PreparedKeys:
+        """The keys of all files with ``tail`` behind each; kept for the next list."""
         if tail not in self._keys:
-            self._keys[tail] = frozenset(self._built(range(len(self._files)), self._files, self._listed, tail))
+            built = self._built(range(len(self._files)), self._files, self._listed, tail)
+            policies = frozenset(key for key in built if b"ima" in key and is_policy_path(_path_in(key)))
+            if policies:
+                built = [key for key in built if key not in policies]
+            self._keys[tail] = PreparedKeys(frozenset(built), policies)
         return self._keys[tail]
-
-    def policy_keys(self, tail: bytes) -> frozenset[bytes]:
-        """Those of ``keys(tail)`` that are of IMA policy files."""
-        if tail not in self._policies:
-            names = [path.replace(" ", "_") for path, _ in self._files if "ima" in path]
-            names += (text_of(path) for path, _ in self._listed)
-            self._policies[tail] = self.keys_of({name for name in names if is_policy_path(name.encode())}, tail)
-        return self._policies[tail]
 
     def has_keys(self, tail: bytes) -> bool:
         """Whether ``keys(tail)`` costs nothing any more."""

@@ -18,21 +18,15 @@ _BEGINNING = 64 * 1024
 """Bytes of a list that tell which template most of it is written in."""
 
 
-class _Everything(Container[bytes]):
-    def __contains__(self, item: object) -> bool:
-        return True
-
-
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """``fast``: template data that need no further look, but for ``watched`` (IMA policy files). ``full``: keys with
-    ``tail`` behind each, of all files; None: they are made for the entries that are left over, few against many files.
+    """``fast``: template data that need no further look; None: nothing does. ``full``: keys with ``tail`` behind each,
+    of all files; None: they are made for the entries that are left over, few against many files.
     """
 
     known: KnownFiles
-    fast: Container[bytes]
-    full: frozenset[bytes] | None
-    watched: frozenset[bytes] = frozenset()
+    fast: frozenset[bytes] | None
+    full: Container[bytes] | None
     tail: bytes = b""
 
     def recognised(self, fields: list[ImaFields]) -> Iterator[bool]:
@@ -47,11 +41,11 @@ class Lookup:
 def prepare_lookup(log: bytes, known: KnownFiles) -> Lookup:
     """Decide by the sizes of list and snapshot. ``log`` may be anything."""
     if not known.has_files:
-        return Lookup(known, _Everything(), frozenset())
+        return Lookup(known, None, frozenset())
     beginning = log[:_BEGINNING]
     signed = beginning.count(b"\7\0\0\0ima-sig") >= beginning.count(b"\6\0\0\0ima-ng")
     tail = bytes(4) if signed else b""
     if not known.has_keys(tail) and len(log) // _MEAN_ENTRY * _RATIO < len(known):
         return Lookup(known, frozenset(), None)
-    full = known.keys(tail)
-    return Lookup(known, full, full, known.policy_keys(tail), tail)
+    prepared = known.keys(tail)
+    return Lookup(known, prepared.others, prepared, tail)

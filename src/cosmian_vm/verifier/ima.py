@@ -123,7 +123,6 @@ def appraise_ima(
         found = walk(
             log,
             known=lookup.fast,
-            watched=lookup.watched,
             start={} if kept is None else kept.pcrs,
             main=pcr,
             quoted=quoted,
