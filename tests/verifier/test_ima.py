@@ -191,6 +191,12 @@ def test_the_prefix_begins_with_boot_aggregate(log: bytes) -> None:
     assert failing(Case().judge(log, quote=quote)) >= {"ima.replay", "ima.boot_aggregate"}
 
 
+def test_a_violation_is_no_boot_aggregate() -> None:
+    """Nothing protects the data of a violation, so its digest may well be the right one."""
+    first = FIRST._replace(template_hash=ima.VIOLATION_HASH)
+    assert failing(Case(entries=(first, *Case().entries[1:])).judge()) == {"ima.replay", "ima.boot_aggregate"}
+
+
 def test_a_prefix_of_boot_aggregate_alone_is_enough() -> None:
     snapshot = msgspec.structs.replace(SNAPSHOT, ima_policy=())
     assert failing(Case(quoted=1, reference=snapshot).judge()) == set()
@@ -387,6 +393,9 @@ def test_names_that_are_not_utf_8() -> None:
     case = Case(entries=(FIRST, make_entry("ima-ng", "sha256", digest_of(ours), b"/usr/lib/caf\xe8.so")))
     case = replace(case, reference=msgspec.structs.replace(SNAPSHOT, ima_policy=()))
     assert failing(case.judge()) == {"ima.files"}  # the snapshot has the exact bytes
+    genuine = "/usr/lib/caf\ufffd.so".encode()  # this very name, not one that could not be written
+    named_so = snapshot_of([(genuine, digest_of(ours))], ima_policy=())
+    assert failing(replace(case, reference=named_so).judge()) == {"ima.files"}
     old = msgspec.structs.replace(SNAPSHOT, ima_policy=None, path_bytes={}, version=1)
     assert failing(replace(case, reference=old).judge()) == set()  # 1.3.x knows no better
     assert failing(Case(entries=(FIRST, entry(ours)), reference=old).judge()) == set()
@@ -557,6 +566,11 @@ def test_only_from_ones_own_state() -> None:
         replace(SESSION, reference=b"another"),
     ):
         assert failing(case.judge(b"", ima_from=6, prior=state, session=other_session)) == all_of_them
+
+
+def test_a_state_of_no_session_is_worth_nothing() -> None:
+    state = replace(kept(Case()), session=None)
+    assert failing(Case().judge(b"", ima_from=6, prior=state, session=None)) == set(IMA_CHECKS)
 
 
 def test_the_state_does_not_excuse_the_boot() -> None:
