@@ -169,6 +169,18 @@ def test_other_names_and_curves_are_no_chip() -> None:
         amd.parse_chip_certificate(amd.load_certificate(certificate(extensions(), curve=ec.SECP256R1())))
 
 
+def test_an_extension_that_cryptography_cannot_read() -> None:
+    """It raises an exception of its own kind for such names, when the extensions are asked for."""
+    der = certificate(extensions() | {"2.5.29.17": b"\x30\x02\xa3\x00"})
+    with pytest.raises(EndorsementError, match="SEV-VCEK"):
+        amd.parse_chip_certificate(amd.load_certificate(der))
+
+
+def test_other_versions_of_x509() -> None:
+    with pytest.raises(EndorsementError, match="version"):
+        amd.load_certificate(_SAMPLE.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05"))
+
+
 def test_collect_tells_by_content(vendor: AmdVendor) -> None:
     vcek, ask, ark = vendor.certificates
     crl = vendor.crl()

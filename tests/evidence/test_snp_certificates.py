@@ -155,6 +155,8 @@ def test_text_around_pem_is_passed_over(ders: tuple[bytes, ...]) -> None:
     [
         pem(b"\x30\x03\x02\x01\x01"),
         pem(b"text", "PRIVATE KEY"),
+        pem(bytes.fromhex("30820008308200020400") + bytes(2)),
+        pem(bytes.fromhex("308200063082000204 00")),
         b"-----BEGIN CERTIFICATE-----\nMIIB\n",
         b"-----BEGIN CERTIFICATE-----\nM*IB\n-----END CERTIFICATE-----\n",
         b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END X509 CRL-----\n",

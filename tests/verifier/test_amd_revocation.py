@@ -123,6 +123,12 @@ def test_crl_of_the_intermediate_clears_nothing(case: Case, keys: VendorKeys) ->
     assert "No revocation list" in with_crls(case, crl_by(case.vendor.ask, keys.ask)).bad()["tee.revocation"]
 
 
+def test_crl_of_the_intermediate_does_not_revoke_it(case: Case, keys: VendorKeys) -> None:
+    """Its numbers are those of chip certificates; the intermediate's own number is the root's to revoke."""
+    number = case.vendor.ask.serial_number
+    assert with_crls(case, case.vendor.crl(), crl_by(case.vendor.ask, keys.ask, (number,))).bad() == {}
+
+
 def test_partial_crl_clears_nothing_but_revokes(case: Case, keys: VendorKeys) -> None:
     ark = case.vendor.ark
     assert "a part of" in with_crls(case, crl_by(ark, keys.ark, partial=True)).bad()["tee.revocation"]

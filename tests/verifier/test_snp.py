@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ from cosmian_vm.endorsements import amd
 from cosmian_vm.endorsements.amd import AmdEndorsements, collect
 from cosmian_vm.errors import EvidenceFormatError
 from cosmian_vm.evidence.snp import Product, SnpEvidence, parse_evidence, parse_report
+from cosmian_vm.verifier import amd_chain
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import Status
 from cosmian_vm.verifier.snp import appraise_snp
@@ -116,6 +118,33 @@ def test_the_right_one_of_many_certificates_is_found(case: Case) -> None:
     chips = tuple(v.chip for v in (*others, *twins, case.vendor))
     case.endorsements = AmdEndorsements((*chips, *case.endorsements.certificates[1:]), case.endorsements.crls)
     assert case.bad() == {}
+
+
+def test_certificates_that_cannot_be_read_are_named(case: Case) -> None:
+    """Names in them that cryptography has an exception of its own for, in whatever role they come."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    for subject, issuer in (
+        (case.vendor.chip.subject, case.vendor.ask.subject),
+        (case.vendor.ask.subject, case.vendor.ark.subject),
+        (case.vendor.ark.subject, case.vendor.ark.subject),
+    ):
+        odd = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer)
+            .public_key(key.public_key())
+            .serial_number(1)
+            .not_valid_before(NOW)
+            .not_valid_after(NOW)
+            .add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.17"), b"\x30\x02\xa3\x00"), False)
+            .sign(key, hashes.SHA384())
+        )
+        der = odd.public_bytes(Encoding.DER)
+        evidence = SnpEvidence(report=case.report, certificates=(der, *case.vendor.certificates))
+        assert case.bad(evidence) == {}
+        assert amd_chain.is_signed_by(case.vendor.chip, odd) is False
+        alone = replace(case, endorsements=AmdEndorsements((odd,)))
+        assert "tee.chain" in alone.bad()
 
 
 # tee.chain
@@ -225,8 +254,6 @@ def test_chip_certificate_of_another_product_under_the_chain(keys: VendorKeys, v
 @pytest.mark.parametrize("curious", ["ARK-Milan2", "SEV-Milan"])
 def test_root_of_no_known_product(vendor: AmdVendor, curious: str) -> None:
     """Only names of AMD's form tell a product."""
-    from cosmian_vm.verifier import amd_chain
-
     assert amd_chain._product_of(curious, "ARK-") is None
     assert amd_chain._product_of("ARK-Genoa", "ARK-") is Product.GENOA
 
@@ -271,6 +298,21 @@ def test_intermediates_that_may_not_sign(case: Case, keys: VendorKeys, flaw: str
     )
     flawed = replace(case, roots=(root,), endorsements=AmdEndorsements((case.vendor.chip, ask)))
     assert "tee.chain" in flawed.bad()
+
+
+def test_the_right_key_under_another_name_signs_nothing(keys: VendorKeys, vendor: AmdVendor) -> None:
+    genoa = AmdVendor.create(Product.GENOA, keys=keys, now=NOW)
+    assert amd_chain.is_signed_by(vendor.chip, vendor.ask)
+    assert not amd_chain.is_signed_by(vendor.chip, genoa.ask)
+
+
+def test_a_root_that_does_not_sign_itself_is_none(keys: VendorKeys, other_keys: VendorKeys, vendor: AmdVendor) -> None:
+    name = vendor.ark.subject
+    broken = authority(
+        name, issuer=name, key=keys.ark, issuer_key=other_keys.ark, serial=9, start=NOW, path_length=None
+    )
+    assert amd_chain.is_authority_of(vendor.ask, vendor.ark)
+    assert not amd_chain.is_authority_of(vendor.ask, broken)
 
 
 # Anything

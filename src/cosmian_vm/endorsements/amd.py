@@ -31,6 +31,7 @@ from cosmian_vm.evidence.snp import MAX_OBJECTS, Product, SigningKey, split_obje
 __all__ = [
     "PINNED_INTERMEDIATES",
     "PINNED_ROOTS",
+    "UNUSABLE",
     "AmdEndorsements",
     "ChipCertificate",
     "Names",
@@ -68,6 +69,16 @@ PINNED_INTERMEDIATES: Mapping[str, str] = {
 }
 """SHA-256 of each ASK and ASVK certificate (DER) to its common name. They are a convenience, not roots: a chain
 through them is verified like any other."""
+
+UNUSABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""All that cryptography raises for a certificate or CRL that it cannot read, at once or when a part is asked for."""
 
 _OID_COMMON_NAME = x509.NameOID.COMMON_NAME
 _ARC = "1.3.6.1.4.1.3704.1"
@@ -161,7 +172,7 @@ def load_certificate(der: bytes) -> x509.Certificate:
             certificate = x509.load_der_x509_certificate(der)
             certificate.subject, certificate.issuer, certificate.signature_algorithm_oid  # noqa: B018 - lazy parts
         return certificate
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
+    except UNUSABLE as exc:
         raise EndorsementError(f"not a usable X.509 certificate: {_one_line(exc)}") from exc
 
 
@@ -173,7 +184,7 @@ def load_crl(der: bytes) -> x509.CertificateRevocationList:
             crl = x509.load_der_x509_crl(der)
             crl.issuer, crl.last_update_utc, crl.next_update_utc  # noqa: B018 - lazy parts
         return crl
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
+    except UNUSABLE as exc:
         raise EndorsementError(f"not a usable X.509 CRL: {_one_line(exc)}") from exc
 
 
@@ -189,7 +200,7 @@ def read_crl(der: bytes) -> RevocationList:
     crl = load_crl(der)
     try:
         partial = any(extension.critical for extension in crl.extensions)
-    except (ValueError, x509.DuplicateExtension):
+    except UNUSABLE:
         partial = True
     with _serial_zero_is_known():
         serials = frozenset(entry.serial_number for entry in crl)
@@ -303,7 +314,7 @@ def parse_chip_certificate(certificate: x509.Certificate) -> ChipCertificate:
     try:
         key = certificate.public_key()
         values = {e.oid.dotted_string: e.value for e in certificate.extensions}
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as exc:
+    except UNUSABLE as exc:
         raise EndorsementError(f"{name}: {_one_line(exc)}") from exc
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise EndorsementError(f"{name}: the key is not on the curve P-384")

@@ -13,11 +13,12 @@ from dataclasses import replace
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cosmian_vm.endorsements import intel
 from cosmian_vm.endorsements.amd import (
+    UNUSABLE,
     AmdEndorsements,
     ChipCertificate,
     common_name,
@@ -79,7 +80,7 @@ def certificate_facts(certificate: x509.Certificate) -> Facts:
     try:
         spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         spki_sha256: JSON = hashlib.sha256(spki).hexdigest()
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except UNUSABLE:
         spki_sha256 = None  # a kind of key that cryptography does not know
     facts: Facts = {
         "subject": certificate.subject.rfc4514_string(),
@@ -226,14 +227,7 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         constraints = issuer.extensions.get_extension_for_class(x509.BasicConstraints).value
         certificate.verify_directly_issued_by(issuer)
-    except (
-        InvalidSignature,
-        UnsupportedAlgorithm,
-        ValueError,
-        TypeError,
-        x509.ExtensionNotFound,
-        x509.DuplicateExtension,
-    ):
+    except (InvalidSignature, x509.ExtensionNotFound, *UNUSABLE):
         return False
     return constraints.ca
 

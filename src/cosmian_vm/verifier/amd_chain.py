@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from cosmian_vm.endorsements.amd import (
+    UNUSABLE,
     AmdEndorsements,
     ChipCertificate,
     common_name,
@@ -74,7 +75,7 @@ _PSS = padding.PSS(padding.MGF1(_SHA384), 48)
 _TBS_HEADER = 4 + 5 + 2  # SEQUENCE with 2 length bytes, version 3, tag and length of the serial number
 _ECDSA_SHA384 = ec.ECDSA(_SHA384)
 _PRODUCTS = {product.value: product for product in Product}
-_SIGNATURE_ERRORS = (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError)
+_SIGNATURE_ERRORS = (InvalidSignature, *UNUSABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +256,7 @@ def _signed_as_amd_signs(certificate: x509.Certificate) -> tuple[bytes, bytes] |
     """
     try:
         algorithm = certificate.signature_hash_algorithm
-    except UnsupportedAlgorithm:
+    except UNUSABLE:
         return None
     if certificate.signature_algorithm_oid.dotted_string != _RSASSA_PSS or not isinstance(algorithm, hashes.SHA384):
         return None
@@ -286,7 +287,7 @@ def _is_ca(certificate: x509.Certificate) -> bool:
     constraints = usage = None
     try:
         extensions = certificate.extensions
-    except (ValueError, x509.DuplicateExtension):
+    except UNUSABLE:
         return False
     for extension in extensions:
         if isinstance(extension.value, x509.BasicConstraints):

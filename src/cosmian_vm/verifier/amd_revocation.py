@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from cosmian_vm.endorsements.amd import (
+    UNUSABLE,
     RevocationList,
     crl_url,
     is_pinned_root,
@@ -106,5 +107,5 @@ def _is_authentic(crl: x509.CertificateRevocationList, issuer: x509.Certificate)
     key = issuer.public_key()
     try:
         return isinstance(key, rsa.RSAPublicKey) and crl.is_signature_valid(key)
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
+    except (InvalidSignature, *UNUSABLE):
         return False
