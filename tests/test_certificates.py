@@ -80,6 +80,33 @@ def test_every_truncation_is_one_clear_error() -> None:
         spki_sha256(der + b"\0")
 
 
+@pytest.mark.parametrize(
+    "der",
+    [
+        b"\x30\x80" + b"\0" * 200,  # indefinite length
+        b"\x30\x83\x00" + (len_2 := 300).to_bytes(2, "big") + b"\0" * len_2,
+        b"\x30\x81\x05" + b"\0" * 5,
+        b"\x30\x85\x00\x00\x00\x00\x05" + b"\0" * 5,
+        b"\x3f\x21\x05" + b"\0" * 5,
+        b"\x30",
+        b"\x30\x00",
+        b"\x30\x0e\x30\x08" + b"\x30\x00" * 4 + b"\x30\x00\x03\x00",
+    ],
+)
+def test_only_der_is_read(der: bytes) -> None:
+    with pytest.raises(EndorsementError, match=r"^TLS certificate: not "):
+        spki_sha256(der)
+    with pytest.raises(EndorsementError):
+        leaf_problem(der)
+
+
+def test_a_longer_form_of_the_same_certificate_is_refused() -> None:
+    """BER allows many forms of one certificate; what is bound has one."""
+    assert _SAMPLE[:2] == b"\x30\x82"
+    with pytest.raises(EndorsementError, match="not DER at offset 0x0"):
+        spki_sha256(b"\x30\x83\x00" + _SAMPLE[2:])
+
+
 @given(st.data())
 def test_mutations_are_hashed_or_refused(data: st.DataObject) -> None:
     der = bytearray(_SAMPLE)
