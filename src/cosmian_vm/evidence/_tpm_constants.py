@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from enum import IntEnum, IntFlag
 
 from cosmian_vm.errors import EvidenceFormatError
@@ -92,7 +93,11 @@ HASH_SIZES: dict[int, int] = {
 }
 """Digest sizes in bytes."""
 
-_DIRECT = {Alg.SHA256: hashlib.sha256, Alg.SHA384: hashlib.sha384, Alg.SHA512: hashlib.sha512}
+_DIRECT: dict[int, Callable[[bytes], hashlib._Hash]] = {
+    Alg.SHA256: hashlib.sha256,
+    Alg.SHA384: hashlib.sha384,
+    Alg.SHA512: hashlib.sha512,
+}
 _HASHLIB_NAMES = {"sm3_256": "sm3"}
 
 
@@ -163,8 +168,9 @@ def tpm_hash(algorithm: int, data: bytes) -> bytes:
 
     Raises EvidenceFormatError where the algorithm is unknown, or this Python cannot compute it (SM3 in some builds).
     """
-    if algorithm in _DIRECT:
-        return _DIRECT[algorithm](data).digest()
+    direct = _DIRECT.get(algorithm)
+    if direct is not None:
+        return direct(data).digest()
     name = hash_name(algorithm, "TPM structure", "hash algorithm")
     try:
         return hashlib.new(_HASHLIB_NAMES.get(name, name), data).digest()
