@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import msgspec
+import pytest
 
 from cosmian_vm.certificates import leaf_der, self_signed, spki_sha256
 from cosmian_vm.devkit.amd import AmdVendor
@@ -29,7 +30,7 @@ def _as_1_3(snapshot: Snapshot) -> Snapshot:
 
 
 def test_an_agent_that_speaks_only_version_1(machine: Machine, judge: Judge) -> None:
-    """A downgrade: nobody asked for version 1."""
+    """A downgrade: nobody asked for version 1, whose answers also bring no revocation list."""
     verdict = judge.verdict(machine.evidence(NONCE, api=1))
     assert not verdict.trusted
     assert "tee.report_data" in {c.id for c in verdict.failures}
@@ -44,10 +45,20 @@ def test_a_downgrade_with_a_snapshot_of_1_3_fails_by_its_version_alone(machine: 
 def test_version_1_when_told_warns_on_what_it_weakens(machine: Machine, judge: Judge) -> None:
     assert judge.snapshot is not None
     told = replace(judge, snapshot=_as_1_3(judge.snapshot)).with_policy(api=1)
-    verdict = told.verdict(machine.evidence(NONCE, api=1))
+    verdict = told.verdict(machine.evidence(NONCE, api=1), machine.vendor.endorsements())
     assert verdict.trusted, [(c.id, c.status, c.line) for c in verdict.checks]
     weak = {c.id for c in verdict.checks if c.status is Status.WARNING}
     assert {"tee.report_data", "tpm.nonce", "tpm.boot_pcrs", "ima.boot_aggregate"} <= weak
+
+
+@pytest.mark.parametrize("api", [1, 2])
+def test_an_old_snapshot_excuses_no_missing_revocation_list(machine: Machine, judge: Judge, api: int) -> None:
+    """Its age excuses what it has no values for, and nothing else."""
+    assert judge.snapshot is not None
+    assert machine.tee is not None
+    machine.tee.endorsements = machine.vendor.certificates
+    told = replace(judge, snapshot=_as_1_3(judge.snapshot)).with_policy(api=api)
+    assert told.failed(machine.evidence(NONCE, api=api)) == {"tee.revocation"}
 
 
 def test_the_relay_that_version_1_allows(machine: Machine, judge: Judge, vendor: AmdVendor) -> None:
@@ -69,7 +80,7 @@ def test_the_relay_that_version_1_allows(machine: Machine, judge: Judge, vendor:
         tee_policy=operators.snapshot().tee_policy,
     )
     fooled = replace(judge, snapshot=without_instance).with_policy(api=1)
-    assert fooled.failed(relayed) == set()
+    assert fooled.failed(relayed, vendor.endorsements()) == set()
 
     relayed = replace(operators.evidence(NONCE), tpm=machine.evidence(NONCE).tpm, ima_log=machine.ima_log())
     same_instance = msgspec.structs.replace(judge.snapshot, tee_policy=operators.snapshot().tee_policy)
@@ -163,4 +174,4 @@ def test_counts_of_a_1_3_snapshot_are_compared(machine: Machine, judge: Judge) -
     assert judge.snapshot is not None
     other = msgspec.structs.replace(_as_1_3(judge.snapshot), tpm_policy=TpmPolicy(reset_count=99, restart_count=0))
     told = replace(judge, snapshot=other).with_policy(api=1)
-    assert told.failed(machine.evidence(NONCE, api=1)) == {"tpm.clock"}
+    assert told.failed(machine.evidence(NONCE, api=1), machine.vendor.endorsements()) == {"tpm.clock"}

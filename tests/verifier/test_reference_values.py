@@ -40,7 +40,7 @@ def _trusted(machine: Machine, snapshot: Snapshot, policy: Policy | None = None,
     evidence = machine.evidence(NONCE, api=api)
     return appraise(
         evidence,
-        collect(evidence.endorsements),
+        machine.vendor.endorsements(),
         snapshot,
         policy or Policy(),
         nonce=NONCE,
