@@ -2,7 +2,7 @@
 
 Every round runs each program once, in turn, so that whatever else the machine does weighs on all alike; the ratio is
 the median over the rounds. Byte code is compiled beforehand into a folder of its own, as an installed package has it.
-Programs run as they do when they are installed: cosmian_vm collects no cycles and ends without taking its modules apart.
+Programs run as installed ones do: cosmian_vm collects no cycles and ends without taking its modules apart.
 What verify imports is all of it, of which the verifier itself is imported while the agent takes its quotes.
 """
 

@@ -59,6 +59,7 @@ def test_another_machine_half_way(snapshot: Run, agent: Any, tmp_path: Path) -> 
 
     def swap(_: Any) -> Any:
         agent.use(self_signed("other", ["127.0.0.1"], now=datetime.now(UTC)))
+        agent.route("GET", wire.SNAPSHOT_V2, 200, snapshots.serialise(agent.machine.snapshot()))
         return 202, msgspec.json.encode(wire.SnapshotProgress(files_done=1, bytes_done=1)), {"Connection": "close"}
 
     agent.routes["GET", wire.SNAPSHOT_V2] = swap

@@ -116,6 +116,12 @@ def test_authentic(checks: list[Check], plain: bool, policy: bool) -> None:
     assert is_authentic(checks, policy=True) is policy
 
 
+def test_what_cannot_be_read_is_not_authentic_whatever_the_checks_say() -> None:
+    found = Inspection(kind="x", title="x", problem="broken", checks=(ok("a", "fine"),))
+    assert not found.authentic()
+    assert replace(found, problem="").authentic()
+
+
 def test_kinds_have_names_of_their_own() -> None:
     names = [known.name for known in identify.known_kinds()]
     assert len(names) == len(set(names))
