@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, read_file, target_of, write_atomically
 from cosmian_vm.cli._options import api_option, appraisal_options
+
+if TYPE_CHECKING:
+    from cosmian_vm.cli.render import Outcome
 
 __all__ = ["command"]
 
@@ -73,7 +78,6 @@ def command(
     is in the snapshot.
     """
     from cosmian_vm.cli._session import examine, setup_from
-    from cosmian_vm.cli.render import as_data, as_json, lines
     from cosmian_vm.client import parse_address
     from cosmian_vm.reference import snapshot as snapshots
     from cosmian_vm.reference.whitelist import parse_whitelist
@@ -99,18 +103,23 @@ def command(
             applications=applications,
             quiet=as_json_data,
         )
-    outcome = examined.outcome
-    if as_json_data:
-        click.echo(as_json(as_data(outcome)))
-    else:
-        for line in lines(outcome, verbose=verbose):
-            click.echo(line)
+    _show(examined.outcome, verbose=verbose, as_json_data=as_json_data)
     if report is not None:
         from cosmian_vm.cli.report import page
 
-        write_atomically(report, page(outcome))
+        write_atomically(report, page(examined.outcome))
     if save_evidence is not None:
         from cosmian_vm.cli._saved import evidence_file
 
         write_atomically(save_evidence, evidence_file(examined.evidence, examined.nonce))
-    return TRUSTED if outcome.verdict.trusted else NOT_TRUSTED
+    return TRUSTED if examined.outcome.verdict.trusted else NOT_TRUSTED
+
+
+def _show(outcome: Outcome, *, verbose: bool, as_json_data: bool) -> None:
+    from cosmian_vm.cli.render import as_data, as_json, lines
+
+    if as_json_data:
+        click.echo(as_json(as_data(outcome)))
+        return
+    for line in lines(outcome, verbose=verbose):
+        click.echo(line)
