@@ -25,6 +25,7 @@ from cosmian_vm.endorsements.amd import AmdEndorsements
 from cosmian_vm.errors import CosmianVmError
 from cosmian_vm.evidence.binding import compute_binding, report_data, report_data_v1
 from cosmian_vm.evidence.bundle import V2_PCRS, Evidence, TeeKind, tee_kind
+from cosmian_vm.evidence.ima import IMA_PCR
 from cosmian_vm.evidence.snp import parse_evidence
 from cosmian_vm.evidence.tpm import name as tpm_name
 from cosmian_vm.evidence.tpm import parse_quote
@@ -54,10 +55,6 @@ _HOLD_FOR_REBOOT = (
 """What must hold before a reboot can be a mere warning."""
 
 _REBOOT_CHECKS = ("tee.instance", "tpm.clock")
-
-_V1_LEAST_PCR = 8
-_V1_GREATEST_PCR = 14
-"""Linux takes IMA's PCR (CONFIG_IMA_MEASURE_PCR_IDX) from this range: none of them can be reset without a reboot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +158,13 @@ def _expected(evidence: Evidence, policy: Policy, nonce: bytes) -> _Expected:
     """Section "binding": what must stand in report_data and extraData, over which PCRs."""
     tpm = evidence.tpm
     if evidence.api == 1:
-        first = int.from_bytes((evidence.ima_log or b"")[:4], "little")
-        allowed = _V1_LEAST_PCR <= first <= _V1_GREATEST_PCR
         problem = ""
         if policy.api != 1:
             problem = (
                 "the agent speaks only version 1 of the protocol, which lets another machine answer in its place: "
                 "update the agent, or accept that with --api 1"
             )
-        return _Expected(
-            report_data_v1(nonce, evidence.tls.leaf), nonce, frozenset({first if allowed else 10}), problem
-        )
+        return _Expected(report_data_v1(nonce, evidence.tls.leaf), nonce, frozenset({IMA_PCR}), problem)
     try:
         spki = spki_sha256(evidence.tls.leaf)
     except CosmianVmError as exc:
