@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -192,4 +191,6 @@ def as_data(outcome: Outcome) -> Mapping[str, object]:
 
 def as_json(data: Mapping[str, object]) -> str:
     """Indented JSON, ASCII only: names of files may be anything."""
+    import json
+
     return json.dumps(data, indent=2)
