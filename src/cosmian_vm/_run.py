@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cosmian_vm.errors import AttesterError
 
@@ -23,8 +23,7 @@ _KEPT_OUTPUT = 64 * 1024
 _READ_SIZE = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
+class Completed(NamedTuple):
     """``status``: exit status, negative for a signal. ``output``: the end of what it wrote (64 KiB at most)."""
 
     status: int

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cosmian_vm.errors import EndorsementError
 
@@ -40,12 +39,15 @@ _EC = bytes.fromhex("2a8648ce3d0201")
 _CURVES = frozenset(bytes.fromhex(oid) for oid in ("2a8648ce3d030107", "2b81040022"))  # P-256, P-384
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class SelfSigned:
-    """A certificate and its private key (PKCS #8, not encrypted), both PEM. Its ``repr`` shows neither."""
+class SelfSigned(NamedTuple):
+    """A certificate and its private key (PKCS #8, not encrypted), both PEM."""
 
     certificate_pem: bytes
     key_pem: bytes
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return "SelfSigned(...)"
 
 
 def spki_sha256(der: bytes) -> bytes:
@@ -199,8 +201,7 @@ def _is_dns_name(name: str) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Element:
+class _Element(NamedTuple):
     """One DER element: its tag stands at ``offset``, its content from ``start`` to ``end``."""
 
     tag: int

@@ -199,6 +199,18 @@ def test_wrong_usage_is_status_2() -> None:
     assert run_program("--no-such-option")[0] == 2
 
 
+def test_limits_of_the_process() -> None:
+    code = (
+        "import resource as r; from cosmian_vm.agent import main as m;"
+        "r.setrlimit(r.RLIMIT_NOFILE, (256, r.getrlimit(r.RLIMIT_NOFILE)[1])); m._set_limits();"
+        "print(r.getrlimit(r.RLIMIT_CORE)[0], *r.getrlimit(r.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    core, soft, hard = map(int, done.stdout.split())
+    assert core == 0
+    assert soft == (16384 if hard == -1 else min(16384, hard))
+
+
 def test_errors_in_the_log_quote_no_source(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback as Python prints it reads source files, which IMA would then measure."""
     import linecache

@@ -344,6 +344,25 @@ def test_a_client_that_does_not_read_is_let_go(live: Live, machine: Any, monkeyp
     assert agent.once(HEALTH).status == 200
 
 
+def test_connections_have_a_limit(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "MAX_CONNECTIONS", 1)
+    agent = live()
+    with agent.connect() as first, agent.connect() as second:
+        assert agent.ask(first, HEALTH).status == 200
+        assert agent.ask(second, HEALTH).status == 200
+        with agent.connect() as third:
+            with contextlib.suppress(OSError):
+                third.sendall(HEALTH.replace(b"\n", b"\r\n") + b"\r\n\r\n")
+            assert closed(third)
+        assert agent.ask(first, HEALTH).status == 200
+    deadline = time.monotonic() + 5
+    while True:  # places are free again
+        with contextlib.suppress(OSError):
+            assert agent.once(HEALTH).status == 200
+            break
+        assert time.monotonic() < deadline
+
+
 def test_the_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]

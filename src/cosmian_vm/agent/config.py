@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -102,6 +101,8 @@ def parse(raw: bytes, name: str) -> AgentConfig:
 
     Raises ConfigError naming file, key and what is expected.
     """
+    import tomllib  # once a start, and not where the configuration is made by code
+
     try:
         document = tomllib.loads(raw.decode())
     except UnicodeDecodeError as exc:

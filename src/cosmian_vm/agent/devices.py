@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from cosmian_vm import __version__
 from cosmian_vm.attester.platform import Platform, TeeDevice, TeeQuote, TpmDevice, TpmQuote
@@ -26,8 +26,7 @@ _SGX_QUOTE_SIZE = 436
 """Intel SGX quote version 3 up to its signature: header 48, body 384, u32 length of what follows."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceValues:
+class DeviceValues(msgspec.Struct, frozen=True, kw_only=True):
     """``report``: raw TEE report. ``quote``: over PCRs 0 to 15. ``ima_log``: read after the quote."""
 
     tee_kind: TeeKind

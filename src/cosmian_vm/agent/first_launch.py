@@ -6,9 +6,9 @@ without a certificate is certified, not replaced.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from cosmian_vm.agent.config import PREINIT_VARIABLE, AgentConfig
 from cosmian_vm.agent.files import make_folder, write_atomically
@@ -23,8 +23,7 @@ __all__ = ["TlsFiles", "prepare", "provision_tpm"]
 _THROW_AWAY = "throw-away"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsFiles:
+class TlsFiles(NamedTuple):
     """The certificate chain and key (PEM files) to serve with."""
 
     certificate: Path

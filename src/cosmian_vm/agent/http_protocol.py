@@ -60,6 +60,7 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         if len(self.connections) >= 2 * MAX_CONNECTIONS:
+            self.transport = transport
             transport.abort()
             return
         super().connection_made(transport)

@@ -26,6 +26,8 @@ from cosmian_vm.errors import CosmianVmError, InputError
 
 __all__ = ["main", "run"]
 
+_OPEN_FILES = 16384
+
 
 def run(
     config: AgentConfig,
@@ -95,8 +97,7 @@ def main() -> None:
     arguments = parser.parse_args()
     configure()
     os.umask(0o077)
-    # What passes through this process must not end in a core file.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    _set_limits()
     try:
         config = load(arguments.config)
         run(config, detect(config.tpm_device), preinit=os.environ.get(PREINIT_VARIABLE) != "0")
@@ -104,6 +105,15 @@ def main() -> None:
         sys.exit(_fail(exc, 2))
     except CosmianVmError as exc:
         sys.exit(_fail(exc, 1))
+
+
+def _set_limits() -> None:
+    """No core files: secrets pass through. And open files enough that connections do not take the devices' share."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _fail(exc: CosmianVmError, status: int) -> int:

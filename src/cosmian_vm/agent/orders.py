@@ -7,8 +7,9 @@ raise OrderError (with the HTTP status), AttesterError (a device failed: 500), N
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from cosmian_vm.agent.owner import Caller
 from cosmian_vm.wire import EvidenceAnswer, SnapshotProgress, TpmQuoteV1, VersionAnswer
@@ -16,8 +17,7 @@ from cosmian_vm.wire import EvidenceAnswer, SnapshotProgress, TpmQuoteV1, Versio
 __all__ = ["Orders", "SnapshotState"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotState:
+class SnapshotState(msgspec.Struct, frozen=True, kw_only=True):
     """Where the snapshot stands: exactly one of the three is set, or none where none was ordered.
 
     ``progress``: it is being computed. ``finished``: the file's content, JSON. ``failed``: why, in one line.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from cosmian_vm.errors import OrderError
 from cosmian_vm.wire import ORDER_HEADER
@@ -11,8 +12,7 @@ from cosmian_vm.wire import ORDER_HEADER
 __all__ = ["Caller", "Owners"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who gives an order, as far as the front can tell. ``api``: 2 where the client says that it speaks version 2.
 
     ``address`` is for the log only. A proof of ownership will stand here too.

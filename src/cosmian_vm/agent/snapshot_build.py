@@ -7,7 +7,6 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -39,8 +38,7 @@ _DEFAULT_ALGORITHM = "sha256"
 Files = list[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """What the IMA list names. ``files``: path and digest of all of it, in order, each once. ``not_on_disk``: those of
     them that are not on the disk in that form.
     """
@@ -49,8 +47,7 @@ class Measured:
     not_on_disk: Files
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotInputs:
+class SnapshotInputs(msgspec.Struct, frozen=True, kw_only=True):
     """All that goes into a snapshot. ``algorithm``, ``files`` and ``measured`` are None together: without a TPM and an
     IMA list nothing would compare with file hashes.
     """
