@@ -40,11 +40,18 @@ def load_roots(paths: Sequence[str]) -> tuple[tuple[x509.Certificate, ...], tupl
             if is_pinned_root(certificate):
                 continue
             roots.append(certificate)
-            notes.append(
-                f"Trusting {name} from {path} (--trust-root): it is no hardware maker's root, whoever has its key can "
-                "make this machine up"
-            )
+            notes.append(f"Trusting the root {_called(certificate)} of {path} (--trust-root), which is no chip maker's")
     return tuple(roots), tuple(notes)
+
+
+def _called(certificate: x509.Certificate) -> str:
+    """Common name, and the organisation if there is one."""
+    parts = {}
+    for key in (x509.NameOID.COMMON_NAME, x509.NameOID.ORGANIZATION_NAME):
+        parts[key] = [str(value.value) for value in certificate.subject.get_attributes_for_oid(key)]
+    names, organisations = parts.values()
+    name = names[0] if names else certificate.subject.rfc4514_string()
+    return f"{name} ({organisations[0]})" if organisations else name
 
 
 def _certificates(path: str) -> list[x509.Certificate]:

@@ -103,14 +103,18 @@ def _under(checks: Iterable[Check], prefix: str) -> tuple[Check, ...]:
 
 
 def group_status(checks: Iterable[Check]) -> Status:
-    """The worst of them; a required check that was not made is a failure, for it withholds trust."""
+    """What the group's line says: FAIL if one failed, or was required and not made; else OK if one passed.
+
+    A warning does not take the OK from a group that passed, for that line is what people grep for: it stands below, as
+    a line of its own. A group that is nothing but a warning says so.
+    """
     checks = tuple(checks)
     statuses = {check.status for check in checks}
     if Status.FAIL in statuses or any(check.required and check.status is Status.SKIP for check in checks):
         return Status.FAIL
     if statuses <= {Status.SKIP}:
         return Status.SKIP
-    return Status.WARNING if Status.WARNING in statuses else Status.OK
+    return Status.OK if Status.OK in statuses else Status.WARNING
 
 
 def lines(outcome: Outcome, *, verbose: bool = False) -> Iterator[str]:
@@ -133,10 +137,12 @@ def _check_lines(check: Check, *, verbose: bool) -> Iterator[str]:
     label = tag(check.status) if verbose else f"{_LABELS[check.status].lower()}:"
     unmade = " (required: without it there is no trust)" if check.required and check.status is Status.SKIP else ""
     yield f"{_INDENT}{label} {check.id}: {printable(check.line)}{unmade}"
-    shown = check.details if verbose else check.details[:_MAX_DETAILS]
+    # A line that names its one thing says all of it.
+    details = () if len(check.details) == 1 and check.details[0] in check.line else check.details
+    shown = details if verbose else details[:_MAX_DETAILS]
     for detail in shown:
         yield f"{_INDENT}    {printable(detail)}"
-    if hidden := len(check.details) - len(shown):
+    if hidden := len(details) - len(shown):
         yield f"{_INDENT}    ... and {hidden} more (--verbose shows all)"
 
 
