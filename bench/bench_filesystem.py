@@ -34,7 +34,7 @@ WORDS = ("lib", "python3", "dist-packages", "share", "doc", "modules", "drivers"
 
 def make_tree(root: Path, files: int, total: int) -> None:
     """``files`` files of log-normal sizes, ``total`` bytes, some thirteen to a folder; the same each time."""
-    rng = random.Random(1)  # noqa: S311 - sizes, not secrets
+    rng = random.Random(1)
     sizes = [rng.lognormvariate(8.4, 2.1) for _ in range(files)]
     for _ in range(8):  # what is cut off the largest goes to the others
         sizes = [min(size, LARGEST) for size in sizes]

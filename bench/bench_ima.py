@@ -72,7 +72,7 @@ class Machine:
 
 def make_machine(files: int, entries: int, total_bytes: int = 0) -> Machine:
     """``entries`` of ``files`` have run, in any order. ``total_bytes``: size of the snapshot file, by longer names."""
-    chance = random.Random(1)  # noqa: S311 - the same machine every time
+    chance = random.Random(1)
     longer = "" if not total_bytes else "x" * max(0, total_bytes // files - 132)
     named = [
         (f"/usr/lib/python3/dist-packages/package_{n % 997}/{longer}module_{n:06d}.py", sha256(b"%d" % n).hexdigest())
