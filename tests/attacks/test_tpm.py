@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import msgspec
 import pytest
 
+from cosmian_vm.devkit.amd import AmdVendor
 from cosmian_vm.devkit.boot_log import default_boot
 from cosmian_vm.devkit.machine import Machine
 from cosmian_vm.devkit.soft_tpm import SoftTpm
 from cosmian_vm.evidence.tpm import ObjectAttributes
 from cosmian_vm.verifier.result import CHECK_IDS, Status
 
-from .conftest import NONCE, Judge
+from .conftest import NONCE, NOW, Judge
 
 
 def _tpm(machine: Machine) -> SoftTpm:
@@ -137,6 +139,21 @@ def test_allow_reboot_on_another_machine(machine: Machine, judge: Judge) -> None
     _tpm(machine).seed = b"second"
     failed = judge.with_policy(allow_reboot=True).failed(machine.evidence(NONCE))
     assert failed == {"tpm.ak", "tpm.clock", "tee.instance"}
+
+
+@pytest.mark.parametrize("lacking", [{"ak_name": None}, {"boot_pcrs": None}, {"ak_name": None, "boot_pcrs": None}])
+def test_allow_reboot_with_a_snapshot_that_cannot_tell_a_swap(
+    vendor: AmdVendor, judge: Judge, lacking: dict[str, None]
+) -> None:
+    """A snapshot of 1.3.x names neither AK nor boot PCRs: to it, any genuine machine with the same files is the one
+    that was rebooted. The operator owns plenty.
+    """
+    swapped = Machine.create(vendor, instance=b"the operator's own", now=NOW - timedelta(days=1))
+    swapped.reboot()
+    assert judge.snapshot is not None
+    old = msgspec.structs.replace(judge.snapshot, version=1, clock=None, ima_policy=None, **lacking)
+    allowing = replace(judge, snapshot=old).with_policy(allow_reboot=True)
+    assert {"tpm.clock", "tee.instance"} <= allowing.failed(swapped.evidence(NONCE))
 
 
 def test_rolled_back_tpm_clock(machine: Machine, judge: Judge) -> None:

@@ -129,7 +129,7 @@ def appraise(
     checks.append(_owner(evidence, reference, policy))
     checks = _settle_version_1(checks, evidence, reference)
     checks = [_complete(check, reference) for check in checks]
-    if policy.allow_reboot and not _reboot_is_excusable(checks):
+    if policy.allow_reboot and not _reboot_is_excusable(checks, reference):
         strict = replace(lower, allow_reboot=False)
         again = {c.id: c for c in _checks(evidence, against, strict)}
         checks = [again.get(c.id, c) if c.id in _REBOOT_CHECKS else c for c in checks]
@@ -346,8 +346,12 @@ def _settle_version_1(checks: list[Check], evidence: Evidence, reference: Snapsh
     return settled
 
 
-def _reboot_is_excusable(checks: Sequence[Check]) -> bool:
-    """Whether everything that tells a reboot from a swap holds."""
+def _reboot_is_excusable(checks: Sequence[Check], reference: Snapshot | None) -> bool:
+    """Whether everything that tells a reboot from a swap was compared, and holds: a mere warning that the snapshot
+    (of 1.3.x) has no AK and no boot PCRs would let any other machine pass for this one after a reboot.
+    """
+    if reference is None or reference.ak_name is None or reference.boot_pcrs is None:
+        return False
     holds = {c.id for c in checks if c.status in (Status.OK, Status.WARNING)}
     fails = {c.id for c in checks if c.status in (Status.FAIL, Status.SKIP)}
     return all(check_id in holds and check_id not in fails for check_id in _HOLD_FOR_REBOOT)
