@@ -212,6 +212,27 @@ def test_boot_aggregate_of_another_boot(machine: Machine, judge: Judge) -> None:
     assert judge.failed(machine.evidence(NONCE)) == {"ima.boot_aggregate"}
 
 
+@pytest.mark.parametrize("padding", [0, 2000])
+def test_another_kernel_started_with_kexec(machine: Machine, judge: Judge, padding: int) -> None:
+    """It puts a boot_aggregate into the list anew. The agent's snapshots name all that the list named, and so the
+    first one, of the same PCRs: that must not excuse the second. (``padding``: both ways of looking files up.)
+    """
+    assert judge.snapshot is not None
+    assert judge.snapshot.filehashes is not None
+    digest = _entries(machine)[0].digest
+    assert digest is not None
+    many = [(f"/usr/share/{number}", "00" * 32) for number in range(padding)]
+    listed = (*judge.snapshot.filehashes, *many, ("boot_aggregate", digest.hex()))
+    known = replace(judge, snapshot=msgspec.structs.replace(judge.snapshot, filehashes=listed))
+    assert known.failed(machine.evidence(NONCE)) == set()
+    assert machine.ima is not None
+    machine.ima.boot()
+    assert known.failed(machine.evidence(NONCE)) == {"ima.files"}
+    assert "kexec" in known.verdict(machine.evidence(NONCE)).of("ima.files")[0].line
+    allowed = parse_whitelist(b"boot_aggregate " + digest.hex().encode(), "whitelist")
+    assert replace(known, whitelist=allowed).failed(machine.evidence(NONCE)) == set()
+
+
 def test_an_entry_for_a_resettable_pcr(machine: Machine, judge: Judge) -> None:
     """An entry moved to a PCR that nobody quoted would be judged by nobody."""
     machine.run("/usr/bin/miner", b"unknown")

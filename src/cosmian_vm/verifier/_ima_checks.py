@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from hashlib import sha256
+
+import msgspec
 
 from cosmian_vm.errors import EvidenceFormatError
 from cosmian_vm.evidence.ima import (
@@ -41,8 +42,7 @@ _WEAK = frozenset({16, 20})
 _NEW_SNAPSHOT = "if the change is yours, take a new snapshot or list it with --whitelist"
 
 
-@dataclass(frozen=True, slots=True)
-class Other:
+class Other(msgspec.Struct, frozen=True):
     """An entry that was taken apart. ``number``: in the whole list. ``quoted``: whether the quote covers it."""
 
     number: int
@@ -57,8 +57,7 @@ class Other:
         return f"entry {self.number}" if self.fields is None else format_path(self.fields.path)
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(msgspec.Struct, frozen=True):
     """What the list holds beside entries that are known. ``first``: entry 0 of the whole list, None: it is empty."""
 
     first: ImaEntry | None
@@ -169,10 +168,10 @@ def _unexpected(entries: list[Other], known: KnownFiles) -> tuple[str, ...]:
         expected = digests.get(text_of(other.fields.path), ())
         if other.fields.digest_type == "verity":
             lines[f"{what} (an fs-verity digest, which a snapshot does not hold)"] = None
-        elif expected:
-            lines[f"{what} (changed: the snapshot has {' or '.join(dict.fromkeys(expected))})"] = None
         elif other.fields.path == BOOT_AGGREGATE:
             lines[f"{what} (new: another kernel was started with kexec)"] = None
+        elif expected:
+            lines[f"{what} (changed: the snapshot has {' or '.join(dict.fromkeys(expected))})"] = None
         else:
             lines[f"{what} (new: the snapshot has no such file)"] = None
     return tuple(lines)

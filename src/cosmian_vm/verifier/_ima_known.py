@@ -9,10 +9,11 @@ writes ``_`` for each space of a name: keys have it too, on both sides.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
 from struct import Struct
 
-from cosmian_vm.evidence.ima import HASH_SIZES, ImaFields, is_policy_path, normalise_path
+import msgspec
+
+from cosmian_vm.evidence.ima import BOOT_AGGREGATE, HASH_SIZES, ImaFields, is_policy_path, normalise_path
 from cosmian_vm.reference.snapshot import Snapshot
 from cosmian_vm.reference.whitelist import Whitelist
 
@@ -50,8 +51,7 @@ def _path_in(key: bytes) -> bytes:
     return key[at + 4 : at + 3 + _U32.unpack_from(key, at)[0]]
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedKeys:
+class PreparedKeys(msgspec.Struct, frozen=True):
     """The keys of all files. ``policies``: those of IMA policy files, whose entries are looked at in any case."""
 
     others: frozenset[bytes]
@@ -70,6 +70,10 @@ class KnownFiles:
         self._files = () if reference is None else reference.filehashes or ()
         self._exact = {} if reference is None else reference.path_bytes
         self._listed = () if whitelist is None else whitelist.entries
+        # A snapshot has all that IMA's list named, and so the boot_aggregate at its head. Nowhere else is one expected:
+        # it would say that another kernel was started (kexec). A whitelist may have it.
+        aggregate = BOOT_AGGREGATE.decode()
+        self._aggregates = [index for index, (path, _) in enumerate(self._files) if path == aggregate]
         # Names in a file of 1.3.x have U+FFFD for what was not UTF-8, and nothing tells what it was.
         self._is_lossy = reference is not None and reference.version == 1
         self.heads = _heads(None if reference is None else reference.hash_algorithm)
@@ -93,6 +97,8 @@ class KnownFiles:
         """The keys of all files with ``tail`` behind each; kept for the next list."""
         if tail not in self._keys:
             built = self._built(range(len(self._files)), self._files, self._listed, tail)
+            for index in reversed(self._aggregates):
+                del built[index]
             policies = frozenset(key for key in built if b"ima" in key and is_policy_path(_path_in(key)))
             if policies:
                 built = [key for key in built if key not in policies]
@@ -105,7 +111,7 @@ class KnownFiles:
 
     def keys_of(self, names: Set[str], tail: bytes) -> frozenset[bytes]:
         """The keys of the files that bear one of ``names`` (of :func:`text_of`): cheap where there are few names."""
-        indexes = list(self._bearing(names))
+        indexes = [index for index in self._bearing(names) if index not in self._aggregates]
         listed = [(path, digest) for path, digest in self._listed if text_of(path) in names]
         return frozenset(self._built(indexes, [self._files[index] for index in indexes], listed, tail))
 
