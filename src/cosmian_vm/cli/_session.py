@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from threading import Thread
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from cosmian_vm.cli._common import working
 from cosmian_vm.client import AgentClient, application_peer
@@ -29,8 +31,7 @@ __all__ = ["Examined", "Setup", "examine", "setup_from"]
 _NOT_FOUND = 404
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """What the user gave beside the agent's answer. ``roots``: trusted beside the pinned ones. ``notes``: to be said on
     every verdict.
     """
@@ -41,8 +42,7 @@ class Setup:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Examined:
+class Examined(msgspec.Struct, frozen=True):
     """The evidence of one moment, the nonce that it answers, and what came of it."""
 
     evidence: Evidence

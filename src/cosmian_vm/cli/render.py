@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import click
+import msgspec
 
 from cosmian_vm.verifier.result import Check, Status, Verdict
 
@@ -51,8 +52,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(msgspec.Struct, frozen=True):
     """Checks that answer one question of the administrator's, under one line."""
 
     title: str

@@ -14,8 +14,9 @@ import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+import msgspec
 
 from cosmian_vm import __version__
 from cosmian_vm.errors import InputError, PeerChangedError, RefusedError, TransportError
@@ -30,8 +31,7 @@ _CALL_TIME = 120.0
 _UNFIT = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """``peer``: the other end of the connection that this very answer came over."""
 
     status: int
@@ -39,8 +39,7 @@ class Answer:
     peer: TlsPeer
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
+class _Request(msgspec.Struct, frozen=True):
     method: str
     path: str
     body: bytes | None

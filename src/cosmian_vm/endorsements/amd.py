@@ -11,13 +11,13 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, lru_cache
-from importlib import resources
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -97,8 +97,7 @@ _FAMILIES = {"Bergamo": Product.GENOA, "Siena": Product.GENOA} | {product.value:
 # (Bergamo and Siena use Genoa's root.)
 
 
-@dataclass(frozen=True, slots=True)
-class AmdEndorsements:
+class AmdEndorsements(msgspec.Struct, frozen=True):
     """Certificates (chip, ASK, ASVK, perhaps ARK) and CRLs from wherever; trusted for nothing until they chain to a
     root that the verifier was given.
     """
@@ -107,8 +106,7 @@ class AmdEndorsements:
     crls: tuple[x509.CertificateRevocationList, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChipCertificate:
+class ChipCertificate(msgspec.Struct, frozen=True, kw_only=True):
     """What a VCEK or VLEK certificate says. ``svns``: component to security version number, in the certificate's order
     (its "spl4" to "spl7" are reserved). ``hwid``: chip identity, 64 bytes (Turin: 8), None in a VLEK. ``csp_id``: cloud
     provider that a VLEK was loaded for. ``product``: None where the name is of no product that we know.
@@ -224,7 +222,7 @@ def _pinned(wanted: Iterable[str]) -> tuple[x509.Certificate, ...]:
     """
     by_fingerprint: dict[str, x509.Certificate] = {}
     for product in Product:
-        pem = resources.files(__package__).joinpath("roots", f"amd_{product.lower()}.pem").read_bytes()
+        pem = Path(__file__).with_name("roots").joinpath(f"amd_{product.lower()}.pem").read_bytes()
         for certificate in x509.load_pem_x509_certificates(pem):
             by_fingerprint[_fingerprint(certificate)] = certificate
     try:
@@ -260,11 +258,12 @@ def crl_url(product: Product, kind: SigningKey) -> str:
     return f"https://kdsintf.amd.com/{'vlek' if kind is SigningKey.VLEK else 'vcek'}/v1/{product}/crl"
 
 
-def collect(blobs: Iterable[bytes], *, pinned: bool = True) -> AmdEndorsements:
+def collect(blobs: Iterable[bytes], *, pinned: bool = True, most: int = MAX_OBJECTS) -> AmdEndorsements:
     """Certificates and CRLs out of ``blobs``, each DER or PEM (of one or several), told apart by content.
 
     ``pinned``: AMD's own ASK and ASVK certificates are added behind them, so that a chip certificate alone is enough.
-    Raises EndorsementError that names the blob (by its number, from 1) which is none of these.
+    ``most``: how many are taken. Raises EndorsementError that names the blob (by its number, from 1) which is none of
+    these, and where there are more.
     """
     certificates: dict[bytes, x509.Certificate] = {}
     crls: dict[bytes, x509.CertificateRevocationList] = {}
@@ -280,8 +279,8 @@ def collect(blobs: Iterable[bytes], *, pinned: bool = True) -> AmdEndorsements:
             raise EndorsementError(str(exc)) from exc
         except EndorsementError as exc:
             raise EndorsementError(f"{what}: {exc}") from exc
-        if len(certificates) + len(crls) > MAX_OBJECTS:
-            raise EndorsementError(f"more than {MAX_OBJECTS} certificates and CRLs")
+        if len(certificates) + len(crls) > most:
+            raise EndorsementError(f"more than {most} certificates and CRLs")
     known = tuple(certificates.values())
     return AmdEndorsements(known + pinned_intermediates() if pinned else known, tuple(crls.values()))
 

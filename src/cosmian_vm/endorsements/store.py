@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
+
+import msgspec
 
 from cosmian_vm.endorsements.amd import (
     AmdEndorsements,
@@ -28,7 +28,7 @@ from cosmian_vm.endorsements.amd import (
 )
 from cosmian_vm.errors import CosmianVmError, EndorsementError, TransportError
 from cosmian_vm.evidence.bundle import TeeKind, tee_kind
-from cosmian_vm.evidence.snp import SigningKey, SnpEvidence, SnpReport, decode_tcb, parse_evidence
+from cosmian_vm.evidence.snp import MAX_OBJECTS, SigningKey, SnpEvidence, SnpReport, decode_tcb, parse_evidence
 
 __all__ = ["EndorsementStore", "Gathered", "fetch", "vcek_url"]
 
@@ -39,8 +39,7 @@ _TIMEOUT = 10.0
 _KDS = "https://kdsintf.amd.com"
 
 
-@dataclass(frozen=True, slots=True)
-class Gathered:
+class Gathered(msgspec.Struct, frozen=True):
     """What was found, and one line for each thing that was looked for in vain (what, where, and the remedy)."""
 
     endorsements: AmdEndorsements
@@ -91,9 +90,9 @@ class EndorsementStore:
         found = _readable(blobs, notes)
         snp = _snp(tee)
         if snp is None:
-            return Gathered(collect(found), tuple(notes))
+            return Gathered(_all(found), tuple(notes))
         found += [*snp.certificates, *snp.crls]
-        have = collect(found)
+        have = _all(found)
         chips = [c for c in have.certificates if is_chip_certificate(c)]
         product = snp.report.product
         if not chips:
@@ -101,7 +100,7 @@ class EndorsementStore:
         ark = _root_of(have, product)
         if ark and not any(common_name(crl.issuer) == ark and _fresh(crl.next_update_utc, now) for crl in have.crls):
             found += self._crl(Product(ark.removeprefix("ARK-")), snp.report, now, notes)
-        return Gathered(collect(found), tuple(notes))
+        return Gathered(_all(found), tuple(notes))
 
     def _chip(self, report: SnpReport, product: Product | None, notes: list[str]) -> list[bytes]:
         if report.signing_key is not SigningKey.VCEK or product is None:
@@ -154,6 +153,8 @@ class EndorsementStore:
         if path is None:
             return
         with suppress(OSError):
+            import tempfile
+
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(dir=path.parent)
             with os.fdopen(descriptor, "wb") as file:
@@ -163,15 +164,25 @@ class EndorsementStore:
 
 def _readable(blobs: Iterable[bytes], notes: list[str]) -> list[bytes]:
     """The blobs that are certificates or CRLs; the others are noted, for they came from the other side."""
-    good = []
-    for blob in blobs:
+    good: list[bytes] = []
+    room = MAX_OBJECTS
+    for number, blob in enumerate(blobs):
         try:
-            collect([blob])
+            found = collect([blob], pinned=False)
+            room -= len(found.certificates) + len(found.crls)
         except EndorsementError as exc:
             notes.append(f"the machine sent something that is no certificate and no revocation list: {exc}")
         else:
             good.append(blob)
+        if room < 0 or number == MAX_OBJECTS:
+            notes.append(f"more than {MAX_OBJECTS} certificates and revocation lists were sent; the rest is left out")
+            return good[:-1] if room < 0 else good
     return good
+
+
+def _all(blobs: Iterable[bytes]) -> AmdEndorsements:
+    """What was readable, each from a source with a bound of its own: beside the quote, in it, chip certificate, CRL."""
+    return collect(blobs, most=4 * MAX_OBJECTS)
 
 
 def _snp(tee: bytes | None) -> SnpEvidence | None:

@@ -8,7 +8,8 @@ not count: a path that ends in a space can be written with ``_``, as the kernel 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from cosmian_vm.errors import InputError
 
@@ -22,8 +23,7 @@ _DIGEST_SIZES = {16: "md5", 20: "sha1", 28: "sha224", 32: "sha256", 48: "sha384"
 _SHOWN = 120
 
 
-@dataclass(frozen=True, slots=True)
-class Whitelist:
+class Whitelist(msgspec.Struct, frozen=True):
     """``name`` is the file's, for messages; ``entries`` are path and digest in the order of the file."""
 
     name: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 
 import msgspec
@@ -38,6 +38,8 @@ __all__ = [
 _AGGREGATED = (10, 8)
 """boot_aggregate covers PCRs 0-9 since Linux 5.8, 0-7 before (ima_calc_boot_aggregate_tfm)."""
 _POLICY_ON_DISK = "/etc/ima/ima-policy"
+_PATH_MAX = 4096
+_MAX_NAMED = 50
 _WEAK = frozenset({16, 20})
 _NEW_SNAPSHOT = "if the change is yours, take a new snapshot or list it with --whitelist"
 
@@ -54,7 +56,7 @@ class Other(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         """How it is called in a line."""
-        return f"entry {self.number}" if self.fields is None else format_path(self.fields.path)
+        return f"entry {self.number}" if self.fields is None else _shown(self.fields.path)
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -236,17 +238,28 @@ def check_violations(listed: Listed, earlier: Iterable[bytes], known: KnownFiles
         return ok(name, "No file was written while it was measured (no IMA violation)")
     held = known.digests_of({text_of(path) for path in counted})
     details = tuple(
-        format_path(path) + (f" ({count} times)" if count > 1 else "") for path, count in sorted(counted.items())
+        _shown(path) + (f" ({count} times)" if count > 1 else "") for path, count in sorted(counted.items())
     )
     total = counted.total()
     what = f"{'One IMA violation' if total == 1 else f'{total} IMA violations'} (a file open for writing while it was "
-    what += f"read or executed): {', '.join(details)}"
+    what += f"read or executed): {_some(details)}"
     if bad := [path for path in counted if text_of(path) in held]:
-        named = ", ".join(map(format_path, sorted(bad)))
+        named = _some([_shown(path) for path in sorted(bad)])
         return fail(name, f"{what}; in the snapshot and perhaps changed while it ran: {named}", details)
     if strict:
         return fail(name, f"{what}; --strict accepts none", details)
     return warning(name, f"{what}; the kernel protects the number of violations, not their names", details)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of them, for a line: all of them are in the details."""
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
+
+
+def _shown(path: bytes) -> str:
+    """A name for people. The kernel writes none that is longer than PATH_MAX; whoever forges a list may."""
+    return format_path(path if len(path) <= _PATH_MAX else path[:_PATH_MAX] + b"...")
 
 
 def violation_name(other: Other) -> bytes:

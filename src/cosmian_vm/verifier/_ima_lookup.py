@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from cosmian_vm.evidence.ima import ImaFields
 from cosmian_vm.verifier._ima_known import KnownFiles, text_of
@@ -18,8 +19,7 @@ _BEGINNING = 64 * 1024
 """Bytes of a list that tell which template most of it is written in."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup:
+class Lookup(msgspec.Struct, frozen=True):
     """``fast``: template data that need no further look; None: nothing does. ``full``: keys with ``tail`` behind each,
     of all files; None: they are made for the entries that are left over, few against many files.
     """

@@ -12,9 +12,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from hashlib import sha1, sha256
 
+import msgspec
+
+from cosmian_vm.errors import EvidenceFormatError
 from cosmian_vm.evidence.ima import LEGACY_TEMPLATE, VIOLATION_HASH, ImaEntry, read_entry
 from cosmian_vm.verifier._quoted import QuotedPcrs
 
@@ -23,20 +25,23 @@ __all__ = ["Place", "Walk", "walk"]
 MAX_RUN = 1024
 """Entries that are looked at together: few enough for the processor's cache."""
 
+MAX_ENTRIES = 2_000_000
+"""Longest list that is judged. The kernel keeps all of its list in memory that cannot be swapped out: a longer one is
+made up, to fill ours.
+"""
+
 _SHA256_SIZE = 32
 _VIOLATION = b"\xff" * _SHA256_SIZE
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where an entry stands: number in what was walked over (from 0), and offset in bytes."""
 
     index: int
     offset: int
 
 
-@dataclass(slots=True)
-class Walk:
+class Walk(msgspec.Struct):
     """What the pass found. ``total``: entries. ``matched``: how many of them the quote vouches for, None: no prefix.
 
     ``values``: the PCRs after these (sha256). ``strays``: PCRs of entries that the quote contradicts or does not
@@ -45,15 +50,14 @@ class Walk:
 
     total: int = 0
     matched: int | None = None
-    values: dict[int, bytes] = field(default_factory=dict)
+    values: dict[int, bytes] = msgspec.field(default_factory=dict)
     strays: frozenset[int] = frozenset()
-    bad: list[Place] = field(default_factory=list)
-    violations: list[Place] = field(default_factory=list)
-    unknown: list[Place] = field(default_factory=list)
+    bad: list[Place] = msgspec.field(default_factory=list)
+    violations: list[Place] = msgspec.field(default_factory=list)
+    unknown: list[Place] = msgspec.field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
+class _Head(msgspec.Struct, frozen=True):
     """How the entries of a template begin, of any but the legacy one: ``named`` is its name with the length in front,
     ``size`` what stands before the data, ``unpack`` reads PCR, template hash, name (as ``named``) and size of the data.
     """
@@ -90,6 +94,8 @@ def walk(
     at = 0
     run = _head_of("ima-sig")
     while at < len(log):
+        if walker.found.total > MAX_ENTRIES:
+            raise EvidenceFormatError("IMA list", f"more than {MAX_ENTRIES} entries", offset=at)
         datas, claims, stop = _take_run(log, at, run, main)
         if datas:
             walker.extend_run(datas, claims, at, run.size)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from hashlib import sha256
+
+import msgspec
 
 __all__ = ["NOTHING_QUOTED", "QuotedPcrs"]
 
 
-@dataclass(frozen=True, slots=True)
-class QuotedPcrs:
+class QuotedPcrs(msgspec.Struct, frozen=True):
     """What the sha256 bank held, by the TPM's word.
 
     Version 2: ``values`` holds the PCR values (32 bytes each, by index) whose digest is the one in the quote; the
@@ -18,7 +18,7 @@ class QuotedPcrs:
     ``digest`` = SHA-256(its value) is known. All empty: nothing usable was quoted, so nothing can replay to it.
     """
 
-    values: Mapping[int, bytes] = field(default_factory=dict)
+    values: Mapping[int, bytes] = msgspec.field(default_factory=dict)
     digest: bytes | None = None
     digest_pcr: int | None = None
 

@@ -17,15 +17,15 @@ is remembered as long as the process lives; dates, CRLs, product and chip are lo
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives._serialization import Encoding  # the public module loads bcrypt, SSH and ciphers
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from cosmian_vm.endorsements.amd import (
     UNUSABLE,
@@ -78,8 +78,7 @@ _PRODUCTS = {product.value: product for product in Product}
 _SIGNATURE_ERRORS = (InvalidSignature, *UNUSABLE)
 
 
-@dataclass(frozen=True, slots=True)
-class Gathered:
+class Gathered(msgspec.Struct, frozen=True):
     """All candidates that came with the evidence, sorted out. ``chips``: readable chip certificates; ``others``:
     certificates that may be intermediates; ``crls``: DER; ``problems``: what was wrong with the rest, one line each.
     """
@@ -90,8 +89,7 @@ class Gathered:
     problems: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(msgspec.Struct, frozen=True):
     """A chain whose signatures hold: ``chip`` by ``intermediate`` by ``root``, a root that the verifier trusts."""
 
     chip: ChipCertificate

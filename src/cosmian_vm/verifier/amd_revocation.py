@@ -8,9 +8,9 @@ CRL of the chain revokes every chip certificate under it, and is taken at its wo
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import datetime
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -32,14 +32,13 @@ __all__ = ["check_revocation"]
 _ID = "tee.revocation"
 
 
-@dataclass(slots=True)
-class _Found:
+class _Found(msgspec.Struct):
     """What the CRLs at hand say. ``current``: one that is authentic and covers ``now``."""
 
     current: RevocationList | None = None
-    outdated: list[str] = field(default_factory=list)
-    forged: list[str] = field(default_factory=list)
-    revoked: list[str] = field(default_factory=list)
+    outdated: list[str] = msgspec.field(default_factory=list)
+    forged: list[str] = msgspec.field(default_factory=list)
+    revoked: list[str] = msgspec.field(default_factory=list)
 
 
 def check_revocation(chain: Chain, crls: Iterable[bytes], now: datetime) -> Check:

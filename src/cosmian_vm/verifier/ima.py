@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from cosmian_vm.errors import EvidenceFormatError
 from cosmian_vm.evidence.ima import IMA_PCR, ImaEntry, format_path, read_entry, replay
 from cosmian_vm.reference.snapshot import Snapshot
@@ -76,8 +78,7 @@ class ImaState:
     session: ImaSession | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImaAppraisal:
+class ImaAppraisal(msgspec.Struct, frozen=True, kw_only=True):
     """The checks in the order of IMA_CHECKS; the state to keep, None unless all of them passed against a snapshot.
 
     ``matched``: entries (from the first of the list) that the quote vouches for. ``total``: entries of the list.

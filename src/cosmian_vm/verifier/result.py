@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+import msgspec
+
 __all__ = ["CHECK_IDS", "Check", "Status", "Verdict", "fail", "ok", "skip", "warning", "with_required"]
 
 CHECK_IDS = (
@@ -79,8 +81,7 @@ def skip(check_id: str, line: str, details: Iterable[str] = ()) -> Check:
     return Check(check_id, Status.SKIP, line, tuple(details))
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """The outcome of one appraisal, checks in the order of CHECK_IDS."""
 
     checks: tuple[Check, ...]

@@ -17,9 +17,9 @@ Source: AMD 56860 (report, guest policy, TCB_VERSION), AMD 57230 (certificates, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
+import msgspec
 from cryptography import x509
 
 from cosmian_vm.endorsements.amd import AmdEndorsements, ChipCertificate, is_pinned_root, names
@@ -47,8 +47,7 @@ _ANY_VMPL = 0xFFFFFFFF
 """VMPL of a report that the host, not the guest, asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """Where a report comes from, as far as it could be traced.
 
     ``signature``, ``chain``: None if all is well, else what is wrong, one line. ``link``: the chain whose signatures
