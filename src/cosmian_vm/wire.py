@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from cosmian_vm.errors import EvidenceFormatError
 
@@ -65,6 +67,15 @@ MAX_APP_CONFIGURATION = 16 * 1024 * 1024
 """Largest application configuration, in bytes, after base64."""
 
 
+# What evidence holds at most, but for the IMA list: whoever answers may not be an agent at all, and a few kilobytes on
+# the wire unfold into as many list items as memory has room for.
+_Blob = Annotated[bytes, Meta(max_length=1 << 20)]
+_Endorsements = Annotated[list[_Blob], Meta(max_length=64)]
+_Pcrs = Annotated[list[Annotated[bytes, Meta(max_length=64)]], Meta(max_length=24)]
+_Owners = Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=64)]
+_BootLog = Annotated[bytes, Meta(max_length=64 << 20)]
+
+
 class EvidenceRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """``POST /v2/evidence``. ``nonce``: 32 bytes. ``ima_from``: first IMA entry wanted, counted from 0."""
 
@@ -75,11 +86,11 @@ class EvidenceRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
 class TpmAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """TPMS_ATTEST, TPMT_SIGNATURE, TPMT_PUBLIC; ``pcrs``: values of PCR 0 to 15, sha256, in order."""
 
-    quote: bytes
-    signature: bytes
-    ak_public: bytes
-    pcrs: list[bytes]
-    ak_certificate: bytes | None = None
+    quote: _Blob
+    signature: _Blob
+    ak_public: _Blob
+    pcrs: _Pcrs
+    ak_certificate: _Blob | None = None
 
 
 class EvidenceAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,13 +99,13 @@ class EvidenceAnswer(msgspec.Struct, frozen=True, kw_only=True):
     api: int
     agent_version: str
     tee_kind: str | None
-    tee_quote: bytes | None
-    endorsements: list[bytes]
+    tee_quote: _Blob | None
+    endorsements: _Endorsements
     tpm: TpmAnswer | None
-    boot_event_log: bytes | None
+    boot_event_log: _BootLog | None
     ima_log: bytes | None
     ima_from: int
-    owners: list[str]
+    owners: _Owners
     cloud: str | None
 
 

@@ -21,6 +21,9 @@ __all__ = ["MAX_EVIDENCE", "AgentClient", "application_peer"]
 
 MAX_EVIDENCE = 512 * 1024 * 1024
 """Largest answer with evidence, in bytes, after decompression (an IMA list of a million entries takes some 150 MB)."""
+_MAX_QUOTE_V1 = 1024 * 1024
+_MAX_LIST_V1 = 128 * 1024 * 1024
+"""A JSON array of numbers takes up to 8 times its own size while it is read."""
 _SNAPSHOT_TIME = 900.0
 _SNAPSHOT_WAIT = 24 * 3600.0
 _POLL = (0.1, 1.0)
@@ -98,9 +101,9 @@ class AgentClient:
         """
         query = f"?nonce={quote(wire.encode_base64_unpadded(nonce), safe='')}"
         peer = self.connect()
-        tee = self._bytes_v1(wire.QUOTE_TEE + query, peer)
+        tee = self._bytes_v1(wire.QUOTE_TEE + query, peer, limit=_MAX_QUOTE_V1)
         tpm = self._tpm_v1(wire.QUOTE_TPM + query, peer)
-        log = self._bytes_v1(wire.IMA_BINARY, peer)
+        log = self._bytes_v1(wire.IMA_BINARY, peer, limit=_MAX_LIST_V1)
         return Evidence(api=1, tee=tee, tpm=tpm, ima_log=log, boot_event_log=None, tls=peer)
 
     def snapshot(self, progress: Callable[[wire.SnapshotProgress], None] | None = None, *, api: int = 2) -> bytes:
@@ -141,10 +144,10 @@ class AgentClient:
 
     # Underneath
 
-    def _call_v1(self, path: str, peer: TlsPeer) -> bytes | None:
+    def _call_v1(self, path: str, peer: TlsPeer, *, limit: int) -> bytes | None:
         """The body of one of the calls that make up version 1's evidence; None where the agent says it has none."""
         try:
-            answer = self._channel.call("GET", path, limit=MAX_EVIDENCE)
+            answer = self._channel.call("GET", path, limit=limit)
         except RefusedError as exc:
             if exc.status == 503:  # busy: that says nothing about the machine
                 raise
@@ -153,15 +156,15 @@ class AgentClient:
             raise PeerChangedError(f"{self.url}: the certificate changed between two answers of one verification")
         return answer.body
 
-    def _bytes_v1(self, path: str, peer: TlsPeer) -> bytes | None:
-        body = self._call_v1(path, peer)
+    def _bytes_v1(self, path: str, peer: TlsPeer, *, limit: int) -> bytes | None:
+        body = self._call_v1(path, peer, limit=limit)
         try:
             return None if body is None else bytes(self._decoded(body, list[int], path))
         except ValueError as exc:
             raise TransportError(f"{self.url}{path.partition('?')[0]}: expected an array of bytes: {exc}") from exc
 
     def _tpm_v1(self, path: str, peer: TlsPeer) -> TpmEvidence | None:
-        body = self._call_v1(path, peer)
+        body = self._call_v1(path, peer, limit=_MAX_QUOTE_V1)
         if body is None:
             return None
         told = self._decoded(body, wire.TpmQuoteV1, wire.QUOTE_TPM)
