@@ -150,10 +150,16 @@ def test_a_broken_pid_file_is_no_pid(app: Callable[..., Standalone], tmp_path: P
     service.stop()
 
 
-def test_standalone_that_does_not_stay_up(script: Script, app: Callable[..., Standalone]) -> None:
-    service = app("helloworld", script("helloworld", "echo no database >&2; exit 3"))
-    with pytest.raises(AttesterError, match="helloworld ended at once with status 3: no database"):
+def test_standalone_that_does_not_stay_up(script: Script, app: Callable[..., Standalone], tmp_path: Path) -> None:
+    """What it says may quote the secrets that it was given: the error, which a client gets, only tells where it is."""
+    service = app("helloworld", script("helloworld", "echo no database for password 1234 >&2; exit 3"))
+    with pytest.raises(AttesterError, match="helloworld ended at once with status 3; what it said is in") as caught:
         service.restart()
+    assert "1234" not in str(caught.value)
+    log = tmp_path / "tmp" / "helloworld.log"
+    assert str(log) in str(caught.value)
+    assert log.read_text() == "no database for password 1234\n"
+    assert log.stat().st_mode & 0o777 == 0o600
     assert service.pid is None
     with pytest.raises(AttesterError, match="nothere is not installed"):
         app("nothere", "/nowhere").restart()

@@ -21,7 +21,6 @@ __all__ = ["Standalone"]
 _START_SECONDS = 1.0
 _STOP_SECONDS = 10.0
 _KILL_SECONDS = 5.0
-_LOG_SHOWN = 2000
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,15 +115,8 @@ class Standalone:
         except subprocess.TimeoutExpired:
             return
         self.stop()
-        raise AttesterError(f"{self._name} ended at once with status {status}{self._last_words()}")
-
-    def _last_words(self) -> str:
-        with suppress(OSError):
-            lines = self._log.read_bytes()[-_LOG_SHOWN:].decode(errors="replace").split("\n")
-            kept = [line.strip() for line in lines if line.strip()][-3:]
-            if kept:
-                return ": " + " | ".join("".join(c if c.isprintable() else " " for c in line) for line in kept)
-        return ""
+        # Its own words stay where root alone reads them: they may quote its configuration, and this goes to a client.
+        raise AttesterError(f"{self._name} ended at once with status {status}; what it said is in {self._log}")
 
     def _remember(self, child: subprocess.Popen[bytes]) -> None:
         start = _start_time(child.pid)
