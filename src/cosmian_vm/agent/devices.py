@@ -10,6 +10,7 @@ from cosmian_vm.certificates import spki_sha256
 from cosmian_vm.errors import AttesterError, EvidenceFormatError, NotAvailableError
 from cosmian_vm.evidence import binding, ima, snp
 from cosmian_vm.evidence.bundle import V2_PCRS, TeeKind
+from cosmian_vm.evidence.tpm import Alg, parse_signature, serialise_signature
 from cosmian_vm.wire import (
     EvidenceAnswer,
     TpmAnswer,
@@ -24,6 +25,7 @@ API_VERSION = 2
 
 _SGX_QUOTE_SIZE = 436
 """Intel SGX quote version 3 up to its signature: header 48, body 384, u32 length of what follows."""
+_P256_SIZE = 32
 
 
 class DeviceValues(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,7 +120,7 @@ class Devices:
         return TpmQuoteV1(
             pcr_value_hash_method="Sha256",
             quote=encode_base64_unpadded(quote.quote),
-            signature=encode_base64_unpadded(quote.signature),
+            signature=encode_base64_unpadded(_signature_v1(quote.signature)),
             public_key=encode_base64_unpadded(quote.ak_public),
         )
 
@@ -164,6 +166,21 @@ def _entries_from(log: bytes, first: int) -> bytes:
     except EvidenceFormatError as exc:
         raise AttesterError(f"the kernel's list cannot be read: {exc}") from exc
     return log[at:]
+
+
+def _signature_v1(raw: bytes) -> bytes:
+    """The TPMT_SIGNATURE with r and s of 32 bytes each, as 1.3.x reads them: a TPM may leave their leading zeros out.
+
+    Raises AttesterError where it cannot be read.
+    """
+    try:
+        told = parse_signature(raw)
+    except EvidenceFormatError as exc:
+        raise AttesterError(f"the TPM's signature cannot be read: {exc}") from exc
+    if told.algorithm != Alg.ECDSA:
+        return raw
+    r, s = (value.lstrip(b"\0").rjust(_P256_SIZE, b"\0") for value in (told.r, told.s))
+    return serialise_signature(told._replace(r=r, s=s))
 
 
 def _with_certificates_v1(kind: TeeKind, quote: TeeQuote, cloud: str | None) -> bytes:

@@ -145,7 +145,7 @@ def build(inputs: SnapshotInputs) -> Snapshot:
     missing = () if inputs.measured is None else inputs.measured.not_on_disk
     snapshot = Snapshot(
         cloud_type=_CLOUDS.get(inputs.cloud),
-        tee_policy=TeePolicy(sev=_sev_policy(report)),
+        tee_policy=TeePolicy(sev=_sev_policy(report, inputs.cloud)),
         version=FORMAT_VERSION,
         created=inputs.now.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         agent_version=__version__,
@@ -186,11 +186,13 @@ def _file_hashes(inputs: SnapshotInputs) -> tuple[tuple[tuple[str, str], ...] | 
     return file_entries([*inputs.files, *(entry for entry in inputs.measured.files if entry in named)])
 
 
-def _sev_policy(report: snp.SnpReport) -> SevPolicy:
-    """The values of 1.3.x; report_data is zeros, it differs in every report."""
+def _sev_policy(report: snp.SnpReport, cloud: str | None) -> SevPolicy:
+    """The values of 1.3.x. report_data is zeros: it differs in every report; not so on Azure, where nobody chooses it
+    and 1.3.x compares it.
+    """
     return SevPolicy(
         measurement=report.measurement.hex(),
-        report_data=bytes(64).hex(),
+        report_data=(report.report_data if cloud == "Azure" else bytes(64)).hex(),
         family_id=report.family_id.hex(),
         image_id=report.image_id.hex(),
         guest_svn=report.guest_svn,
