@@ -74,7 +74,8 @@ class KnownFiles:
         # it would say that another kernel was started (kexec). A whitelist may have it.
         aggregate = BOOT_AGGREGATE.decode()
         self._aggregates = [index for index, (path, _) in enumerate(self._files) if path == aggregate]
-        # Names in a file of 1.3.x have U+FFFD for what was not UTF-8, and nothing tells what it was.
+        # Names in a file of 1.3.x have U+FFFD for what was not UTF-8, and nothing tells what it was; and it lists the
+        # violations that its machine had, as files whose digest is zeros.
         self._is_lossy = reference is not None and reference.version == 1
         self.heads = _heads(None if reference is None else reference.hash_algorithm)
         self._keys: dict[bytes, PreparedKeys] = {}
@@ -116,10 +117,12 @@ class KnownFiles:
         return frozenset(self._built(indexes, [self._files[index] for index in indexes], listed, tail))
 
     def digests_of(self, names: Set[str]) -> dict[str, list[str]]:
-        """The digests (hex) of the files that bear one of ``names``, by name."""
+        """The digests (hex) of the files that bear one of ``names``, by name; in a file of 1.3.x no violations."""
         found: dict[str, list[str]] = {}
         for index in self._bearing(names):
             path, digest = self._files[index]
+            if self._is_lossy and not digest.strip("0"):
+                continue
             found.setdefault(path.replace(" ", "_"), []).append(digest)
         for raw, value in self._listed:
             if (name := text_of(raw)) in names:

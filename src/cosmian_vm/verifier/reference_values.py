@@ -47,7 +47,7 @@ def reference_from(evidence: Evidence, draft: Snapshot, policy: Policy, *, now: 
         raise EvidenceFormatError("TEE quote", "is missing")
     report = snp.parse_evidence(evidence.tee).report
     if evidence.api == 1:
-        old = _of_version_1(evidence, draft, report)
+        old = _of_version_1(evidence, draft, report, policy)
         return ReferenceValues(old, tuple(_differences(draft, old)))
     without_tpm = policy.without_tpm and evidence.tpm is None
     values = _tpm_values(evidence)
@@ -55,7 +55,7 @@ def reference_from(evidence: Evidence, draft: Snapshot, policy: Policy, *, now: 
     snapshot = msgspec.structs.replace(
         draft,
         cloud_type=_CLOUDS.get(evidence.cloud),
-        tee_policy=TeePolicy(sev=_sev_policy(report)),
+        tee_policy=TeePolicy(sev=_sev_policy(report, evidence.cloud)),
         filehashes=None if without_tpm else draft.filehashes,
         path_bytes={} if without_tpm else draft.path_bytes,
         version=FORMAT_VERSION,
@@ -70,26 +70,32 @@ def reference_from(evidence: Evidence, draft: Snapshot, policy: Policy, *, now: 
     return ReferenceValues(snapshot, tuple(_differences(draft, snapshot)))
 
 
-def _of_version_1(evidence: Evidence, draft: Snapshot, report: snp.SnpReport) -> Snapshot:
-    """What 1.3.x records, and nothing more: version 1 of the API shows no boot PCRs and binds no AK."""
-    policy = draft.tpm_policy
+def _of_version_1(evidence: Evidence, draft: Snapshot, report: snp.SnpReport, policy: Policy) -> Snapshot:
+    """What 1.3.x records, and nothing more than whether a TPM is expected: version 1 of the API shows no boot PCRs and
+    binds no AK.
+    """
+    without_tpm = policy.without_tpm and evidence.tpm is None
+    counters = None if without_tpm else draft.tpm_policy
     if evidence.tpm is not None:
         quote = tpm.parse_quote(evidence.tpm.quote)
-        policy = TpmPolicy(reset_count=quote.reset_count, restart_count=quote.restart_count)
+        counters = TpmPolicy(reset_count=quote.reset_count, restart_count=quote.restart_count)
     return Snapshot(
         cloud_type=draft.cloud_type,
-        tee_policy=TeePolicy(sev=_sev_policy(report)),
-        tpm_policy=policy,
-        filehashes=draft.filehashes,
-        path_bytes=draft.path_bytes,
+        tee_policy=TeePolicy(sev=_sev_policy(report, draft.cloud_type)),
+        tpm_policy=counters,
+        filehashes=None if without_tpm else draft.filehashes,
+        path_bytes={} if without_tpm else draft.path_bytes,
+        without_tpm=without_tpm,
     )
 
 
-def _sev_policy(report: snp.SnpReport) -> SevPolicy:
-    """The values of 1.3.x; report_data is zeros, it differs in every report."""
+def _sev_policy(report: snp.SnpReport, cloud: str | None) -> SevPolicy:
+    """The values of 1.3.x. report_data is zeros: it differs in every report; not so on Azure, where nobody chooses it
+    and 1.3.x compares it.
+    """
     return SevPolicy(
         measurement=report.measurement.hex(),
-        report_data=bytes(64).hex(),
+        report_data=(report.report_data if cloud == "Azure" else bytes(64)).hex(),
         family_id=report.family_id.hex(),
         image_id=report.image_id.hex(),
         guest_svn=report.guest_svn,
