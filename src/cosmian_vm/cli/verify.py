@@ -39,6 +39,7 @@ Exit status: 0 trusted, 1 not trusted, 2 wrong usage or unreadable file, 3 no ev
 )
 @click.option(
     "--application",
+    "-a",
     "applications",
     metavar="HOST[:PORT]",
     multiple=True,
