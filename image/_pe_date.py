@@ -1,0 +1,13 @@
+"""Set the date in a PE file's header: ``_pe_date.py FILE SECONDS``. objcopy writes the present there."""
+
+import sys
+from pathlib import Path
+
+# Microsoft PE format: the signature's offset stands at 0x3c (u32), TimeDateStamp 8 bytes behind it (u32).
+path = Path(sys.argv[1])
+content = bytearray(path.read_bytes())
+header = int.from_bytes(content[0x3C:0x40], "little")
+if content[header : header + 4] != b"PE\0\0":
+    sys.exit(f"{path}: not a PE file")
+content[header + 8 : header + 12] = int(sys.argv[2]).to_bytes(4, "little")
+path.write_bytes(content)
