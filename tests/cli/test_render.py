@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import click
+import msgspec
 import pytest
 
 from cosmian_vm.cli.render import Outcome, as_data, group_status, lines, printable
@@ -84,7 +85,7 @@ def test_required_check_that_was_not_made_is_named() -> None:
 
 
 def test_no_checks_is_no_trust() -> None:
-    empty = replace(outcome(), verdict=Verdict(()))
+    empty = msgspec.structs.replace(outcome(), verdict=Verdict(()))
     assert (shown(empty)) == ["[ FAIL ] Not trusted: https://vm: nothing was checked"]
     assert as_data(empty)["trusted"] is False
     assert b"<h1>Not trusted</h1>" in page(empty)
@@ -114,7 +115,9 @@ def test_printable(text: str) -> None:
 def test_page_is_whole_and_escaped() -> None:
     nasty = "<img src=x onerror=alert(1)>\x1b\"'&"
     html = page(
-        replace(outcome(fail("ima.files", nasty, [nasty])), url=nasty, agent_version=nasty, notes=(nasty,))
+        msgspec.structs.replace(
+            outcome(fail("ima.files", nasty, [nasty])), url=nasty, agent_version=nasty, notes=(nasty,)
+        )
     ).decode()
     assert "<img" not in html
     assert "\x1b" not in html

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +184,7 @@ def test_pcr_digest_needs_every_value(bank: dict[int, bytes]) -> None:
 def test_name() -> None:
     raw = tpm.serialise_public(ECC)
     assert tpm.name(raw) == b"\x00\x0b" + hashlib.sha256(raw).digest()
-    sha384 = tpm.serialise_public(replace(ECC, name_alg=Alg.SHA384))
+    sha384 = tpm.serialise_public(ECC._replace(name_alg=Alg.SHA384))
     assert tpm.name(sha384) == b"\x00\x0c" + hashlib.sha384(sha384).digest()
 
 

@@ -560,16 +560,16 @@ def test_only_from_ones_own_state() -> None:
     assert failing(case.judge(b"", ima_from=-1, prior=state)) == all_of_them
     for other_session in (
         None,
-        replace(SESSION, ak_name=b"another"),
-        replace(SESSION, reset_count=4),
-        replace(SESSION, restart_count=1),
-        replace(SESSION, reference=b"another"),
+        msgspec.structs.replace(SESSION, ak_name=b"another"),
+        msgspec.structs.replace(SESSION, reset_count=4),
+        msgspec.structs.replace(SESSION, restart_count=1),
+        msgspec.structs.replace(SESSION, reference=b"another"),
     ):
         assert failing(case.judge(b"", ima_from=6, prior=state, session=other_session)) == all_of_them
 
 
 def test_a_state_of_no_session_is_worth_nothing() -> None:
-    state = replace(kept(Case()), session=None)
+    state = msgspec.structs.replace(kept(Case()), session=None)
     assert failing(Case().judge(b"", ima_from=6, prior=state, session=None)) == set(IMA_CHECKS)
 
 

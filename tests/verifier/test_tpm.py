@@ -155,7 +155,7 @@ def test_key_without_a_fixed_signing_scheme(scheme: tpm_format.Scheme) -> None:
 def test_key_named_with_sha1() -> None:
     device = machine()
     evidence = collect(device)
-    public = replace(tpm_format.parse_public(evidence.ak_public), name_alg=Alg.SHA1)
+    public = tpm_format.parse_public(evidence.ak_public)._replace(name_alg=Alg.SHA1)
     evidence = replace(evidence, ak_public=tpm_format.serialise_public(public))
     assert failed(judge(evidence)) == {"tpm.ak"}
 
@@ -178,8 +178,8 @@ def test_point_that_is_not_on_the_curve() -> None:
     evidence = collect(machine())
     public = tpm_format.parse_public(evidence.ak_public)
     assert isinstance(public.parameters, tpm_format.EccParameters)
-    parameters = replace(public.parameters, y=bytes(31) + b"\x01")
-    evidence = replace(evidence, ak_public=tpm_format.serialise_public(replace(public, parameters=parameters)))
+    parameters = public.parameters._replace(y=bytes(31) + b"\x01")
+    evidence = replace(evidence, ak_public=tpm_format.serialise_public(public._replace(parameters=parameters)))
     assert failed(judge(evidence)) == {"tpm.ak", "tpm.signature"}
 
 
@@ -483,16 +483,16 @@ def test_p384() -> None:
 def test_weak_keys_and_curves_are_refused(rsa_key: rsa.RSAPrivateKey) -> None:
     public = rsa_public(rsa_key, Alg.RSASSA)
     assert isinstance(public.parameters, tpm_format.RsaParameters)
-    short = replace(public.parameters, key_bits=1024, modulus=b"\xff" * 127 + b"\xfd")
-    lying = replace(public.parameters, key_bits=3072)
-    for parameters in (short, lying, replace(public.parameters, exponent=1)):
+    short = public.parameters._replace(key_bits=1024, modulus=b"\xff" * 127 + b"\xfd")
+    lying = public.parameters._replace(key_bits=3072)
+    for parameters in (short, lying, public.parameters._replace(exponent=1)):
         with pytest.raises(EvidenceFormatError):
-            key_of(replace(public, parameters=parameters))
+            key_of(public._replace(parameters=parameters))
     ecc = tpm_format.parse_public(machine().ak_public()).parameters
     assert isinstance(ecc, tpm_format.EccParameters)
     for change in ({"curve": 0x20}, {"curve": Curve.NIST_P384}, {"x": bytes(33)}, {"x": b"", "y": b""}):
         with pytest.raises(EvidenceFormatError):
-            key_of(replace(public, parameters=replace(ecc, **change)))
+            key_of(public._replace(parameters=ecc._replace(**change)))
 
 
 def test_sha1_signatures_are_refused(rsa_key: rsa.RSAPrivateKey) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import click
@@ -30,8 +29,7 @@ _MAX_DETAILS = 20
 _INDENT = "         "
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """One appraisal and what it was about.
 
     ``snapshot``: the file compared with; None where there was none to compare with. ``files``: how many files it has,

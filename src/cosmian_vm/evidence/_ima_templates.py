@@ -7,8 +7,8 @@ each field); ``Documentation/security/IMA-templates.rst``. All integers are litt
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 from cosmian_vm.errors import EvidenceFormatError
 
@@ -88,12 +88,11 @@ HASH_SIZES = {
 """``hash_algo_name`` and ``hash_digest_size`` of Linux crypto/hash_info.c, in bytes (sm3 has had three names)."""
 
 _U32 = Struct("<I")
-_FIELD_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
+_FIELD_NAME = r"[a-z0-9][a-z0-9-]{0,30}"
 _ALGORITHM = re.compile(rb"(?:([a-z]{1,16}):)?([A-Za-z0-9_.()-]{1,64})")
 
 
-@dataclass(frozen=True, slots=True)
-class ImaFields:
+class ImaFields(NamedTuple):
     """The fields of one entry.
 
     ``digest_type``: ``ima`` (a file's content) or ``verity`` (its fs-verity digest) in the v2 templates, else None.
@@ -123,7 +122,7 @@ def field_names(template: str) -> tuple[str, ...] | None:
         return None
     if names[0] not in ("d", "d-ng", "d-ngv2") or names[1] not in ("n", "n-ng"):
         return None
-    return names if all(_FIELD_NAME.fullmatch(name) for name in names) else None
+    return names if all(re.fullmatch(_FIELD_NAME, name) for name in names) else None
 
 
 def split(template: str, data: bytes) -> dict[str, bytes] | None:

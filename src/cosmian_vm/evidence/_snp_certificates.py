@@ -19,8 +19,8 @@ import base64
 import binascii
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from cosmian_vm._reader import Reader
 from cosmian_vm.errors import EvidenceFormatError
@@ -47,7 +47,7 @@ _GUID = 16
 _OTHER, _OTHER_OLD = 6, 3
 
 _PEM_MARK = b"-----BEGIN "
-_PEM_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----([^-]*)-----END ([A-Z0-9 ]{1,40})-----")
+_PEM_BLOCK = rb"-----BEGIN ([A-Z0-9 ]{1,40})-----([^-]*)-----END ([A-Z0-9 ]{1,40})-----"
 _PEM_BLANK = b" \t\r\n\x00"
 
 _TAG_SEQUENCE, _TAG_INTEGER, _TAG_VERSION, _TAG_SET, _TAG_OID = 0x30, 0x02, 0xA0, 0x31, 0x06
@@ -67,8 +67,7 @@ class CertificateLayout(StrEnum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class CertificateTable:
+class CertificateTable(NamedTuple):
     """What stands behind a report. ``certificates``, ``crls``: DER, in the order found, unverified.
     ``trailing``: how many bytes at the end belong to nothing (padding).
     """
@@ -319,8 +318,9 @@ def _pem_objects(data: bytes, what: str, base: int) -> Iterator[tuple[bytes, int
     position = data.find(_PEM_MARK)
     if position < 0:
         raise EvidenceFormatError(what, "no PEM block", offset=base)
+    pattern = re.compile(_PEM_BLOCK)  # here: few inputs have PEM in them
     for _ in range(MAX_OBJECTS):
-        block = _PEM_BLOCK.match(data, position)
+        block = pattern.match(data, position)
         if block is None or block[1] != block[3]:
             raise EvidenceFormatError(what, "PEM block without its END line", offset=base + position)
         if block[1] not in (b"CERTIFICATE", b"X509 CRL", b"TRUSTED CERTIFICATE", b"X509 CERTIFICATE"):

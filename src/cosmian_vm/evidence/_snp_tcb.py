@@ -7,8 +7,8 @@ Certificate and KDS Interface Specification", for the families' names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum, StrEnum
+from typing import NamedTuple
 
 __all__ = ["Product", "TcbLayout", "TcbVersion", "decode_tcb", "encode_tcb"]
 
@@ -48,8 +48,7 @@ class Product(StrEnum):
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class TcbVersion:
+class TcbVersion(NamedTuple):
     """Security version numbers of one TCB. ``components``: name to SVN, as the product lays them out."""
 
     raw: bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cosmian_vm._reader import Reader
 from cosmian_vm.evidence._tpm_constants import Alg, ObjectAttributes, hash_name, tpm_hash
@@ -42,8 +43,7 @@ _ECC_SCHEMES = frozenset({Alg.ECDSA, Alg.ECDH, Alg.ECDAA, Alg.SM2, Alg.ECSCHNORR
 _KDF_SCHEMES = frozenset({Alg.MGF1, Alg.KDF1_SP800_56A, Alg.KDF2, Alg.KDF1_SP800_108})
 
 
-@dataclass(frozen=True, slots=True)
-class Symmetric:
+class Symmetric(NamedTuple):
     """TPMT_SYM_DEF_OBJECT (table 141); ``key_bits`` and ``mode`` are 0 where the algorithm is NULL."""
 
     algorithm: int = Alg.NULL
@@ -62,8 +62,7 @@ class Scheme:
     count: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RsaParameters:
+class RsaParameters(NamedTuple):
     """TPMS_RSA_PARMS (table 206) and the modulus, big-endian. ``exponent`` 0 stands for 65537."""
 
     symmetric: Symmetric
@@ -73,8 +72,7 @@ class RsaParameters:
     modulus: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class EccParameters:
+class EccParameters(NamedTuple):
     """TPMS_ECC_PARMS (table 207) and the point, big-endian coordinates as the TPM wrote them."""
 
     symmetric: Symmetric
@@ -85,8 +83,7 @@ class EccParameters:
     y: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class TpmPublic:
+class TpmPublic(NamedTuple):
     """TPMT_PUBLIC (table 211) of an RSA or ECC key. ``attributes``: TPMA_OBJECT."""
 
     name_alg: int

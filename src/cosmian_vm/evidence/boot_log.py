@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cosmian_vm._reader import Reader
 from cosmian_vm.errors import EvidenceFormatError
@@ -50,8 +51,7 @@ _MAX_ALGORITHMS = 16
 _WHAT = "TCG event log"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BootEvent:
+class BootEvent(NamedTuple):
     """One event. ``number``: position in the log, from 0. ``pcr``: index as written. ``type``: TCG event type.
     ``digests``: (TPM_ALG_ID, digest) in the order of the log. ``data``: the event field. ``offset``: in the log, bytes.
     """
@@ -96,8 +96,7 @@ class SpecId:
     vendor_info: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EventLog:
+class EventLog(NamedTuple):
     """A whole log. ``events``: all, the Spec ID event of a crypto-agile log first. ``format``: CRYPTO_AGILE or
     SHA1_LEGACY. ``spec_id``: None in a SHA-1 log. ``bytes_used``: where the events end; ``trailing``: bytes of padding
     (all 0xff or all zero) after them.

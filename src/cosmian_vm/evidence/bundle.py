@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 __all__ = ["V2_PCRS", "ApplicationPeer", "Evidence", "TeeKind", "TlsPeer", "TpmEvidence"]
 
@@ -54,8 +55,7 @@ class TpmEvidence:
     ak_certificate: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsPeer:
+class TlsPeer(NamedTuple):
     """The other end of the connection that carried the evidence.
 
     ``leaf``: its certificate, DER. ``trusted``: whether the usual CA checks passed (None: they were not asked for,
@@ -67,8 +67,7 @@ class TlsPeer:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApplicationPeer:
+class ApplicationPeer(NamedTuple):
     """What an application's port served: ``leaf`` is its certificate (DER), or None and ``problem`` says why."""
 
     address: str

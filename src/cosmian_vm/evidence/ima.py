@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from struct import Struct
 
 from cosmian_vm.errors import EvidenceFormatError
-from cosmian_vm.evidence._ima_ascii import parse_ascii, serialise_ascii
 from cosmian_vm.evidence._ima_entry import (
     IMA_PCR,
     MAX_PCR,
@@ -138,6 +137,26 @@ def parse_binary(raw: bytes) -> tuple[ImaEntry, ...]:
         entry, at = read_entry(raw, at, len(entries))
         entries.append(entry)
     return tuple(entries)
+
+
+def parse_ascii(raw: bytes) -> tuple[ImaEntry, ...]:
+    """Parse an ASCII list; also where CR LF ends its lines. (Loaded when it is asked for: agents send the binary form.)
+
+    Raises EvidenceFormatError with line number (from 1) and offset.
+    """
+    from cosmian_vm.evidence import _ima_ascii
+
+    return _ima_ascii.parse_ascii(raw)
+
+
+def serialise_ascii(entries: Iterable[ImaEntry]) -> bytes:
+    """The ASCII list, as the kernel prints it; a field that is not known is printed in hex.
+
+    Raises EvidenceFormatError for an entry whose template is opaque or whose data do not follow it.
+    """
+    from cosmian_vm.evidence import _ima_ascii
+
+    return _ima_ascii.serialise_ascii(entries)
 
 
 def serialise_entry(entry: ImaEntry) -> bytes:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from typing import NamedTuple
 
 from cosmian_vm.errors import EvidenceFormatError
 from cosmian_vm.evidence._snp_certificates import (
@@ -185,8 +186,7 @@ class SnpReport:
         return f"{self.committed_major}.{self.committed_minor}.{self.committed_build}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnpEvidence:
+class SnpEvidence(NamedTuple):
     """A report and what came behind it: certificates and CRLs (DER), trusted for nothing until they chain to a root.
 
     ``layout``: how they were laid out. ``trailing``: how many bytes at the end belong to nothing.

@@ -235,7 +235,7 @@ def file_entries(files: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[tuple[str,
 
 _decoder = msgspec.json.Decoder(Snapshot)
 _encoder = msgspec.json.Encoder()
-_PLACE = re.compile(r"^(?P<problem>.*) - at `(?:key in )?\$\.?(?P<field>.*)`$", re.DOTALL)
+_PLACE = r"(?P<problem>.*) - at `(?:key in )?\$\.?(?P<field>.*)`"
 
 
 def parse(raw: bytes, what: str) -> Snapshot:
@@ -246,7 +246,7 @@ def parse(raw: bytes, what: str) -> Snapshot:
     try:
         return _decoder.decode(raw)
     except msgspec.ValidationError as exc:
-        place = _PLACE.match(str(exc))
+        place = re.fullmatch(_PLACE, str(exc), re.DOTALL)
         problem, field = (place["problem"], place["field"]) if place else (str(exc), "")
         where = f", field {_plain(field)}" if field else ""
         raise InputError(f"{what}{where}: {_plain(problem)}") from exc

@@ -15,9 +15,10 @@ compare with, and a skipped check that is *required* still withholds trust (``re
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
+import msgspec
 from cryptography import x509
 
 from cosmian_vm.certificates import spki_sha256
@@ -57,16 +58,14 @@ _HOLD_FOR_REBOOT = (
 _REBOOT_CHECKS = ("tee.instance", "tpm.clock")
 
 
-@dataclass(frozen=True, slots=True)
-class Appraisal:
+class Appraisal(msgspec.Struct, frozen=True):
     """A verdict, and what a verifier stores to let the next one continue from here (None: start from the beginning)."""
 
     verdict: Verdict
     ima_state: ImaState | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Expected:
+class _Expected(msgspec.Struct, frozen=True):
     """What the evidence must be bound to, and which PCRs must have been quoted."""
 
     report_data: bytes | None
@@ -75,8 +74,7 @@ class _Expected:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Against:
+class _Against(msgspec.Struct, frozen=True):
     """All that evidence is held against."""
 
     expected: _Expected

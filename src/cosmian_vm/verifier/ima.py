@@ -15,7 +15,6 @@ A verifier that calls often keeps an :class:`ImaState` and asks for what is new 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 
@@ -49,8 +48,7 @@ _CONFIGURABLE_PCRS = range(8, 15)
 """CONFIG_IMA_MEASURE_PCR_IDX; none of these can be reset without a reboot."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImaSession:
+class ImaSession(msgspec.Struct, frozen=True, kw_only=True):
     """What a kept state belongs to. A state of another session is worth nothing.
 
     ``ak_name``: TPM name of the AK; ``reset_count`` and ``restart_count``: as quoted. ``reference``: whatever
@@ -63,8 +61,7 @@ class ImaSession:
     reference: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImaState:
+class ImaState(msgspec.Struct, frozen=True, kw_only=True):
     """What a verifier stores to go on from: a part of the list that passed every check, and was quoted.
 
     ``entries``: how many. ``pcrs``: their PCRs then (sha256). ``first``: the boot_aggregate entry. ``violations``:
