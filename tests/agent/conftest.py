@@ -55,6 +55,8 @@ class Asgi:
         target: str,
         body: bytes | list[bytes] = b"",
         headers: dict[str, str] | None = None,
+        *,
+        address: str = "192.0.2.7",
     ) -> Reply:
         path, _, query = target.partition("?")
         scope: Scope = {
@@ -68,7 +70,7 @@ class Asgi:
             "query_string": query.encode("latin-1"),
             "root_path": "",
             "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()],
-            "client": ("192.0.2.7", 4711),
+            "client": (address, 4711),
             "server": None,
             "state": {"leaf": self.leaf},
         }

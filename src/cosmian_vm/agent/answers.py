@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+from collections import Counter
 from collections.abc import Mapping
 
 import msgspec
@@ -12,7 +14,17 @@ from cosmian_vm.agent.asgi import Receive, Scope, Send
 from cosmian_vm.agent.log import LOGGER, describe, new_error_id
 from cosmian_vm.errors import AttesterError, CosmianVmError, NotAvailableError, OrderError
 
-__all__ = ["Answer", "Budget", "byte_array", "compressed", "from_error", "json_answer", "takes_zstd", "text_answer"]
+__all__ = [
+    "Answer",
+    "Budget",
+    "Shares",
+    "byte_array",
+    "compressed",
+    "from_error",
+    "json_answer",
+    "takes_zstd",
+    "text_answer",
+]
 
 _PIECE = 64 * 1024
 _PIECE_SECONDS = 30.0
@@ -41,6 +53,42 @@ class Budget:
     def give_back(self, size: int) -> None:
         """The answer is out, or given up."""
         self._used -= size
+
+
+class Shares:
+    """How many requests of one client may be underway at once: nobody alone takes what there is for all.
+
+    A client is an IPv4 address, or the network (/64) of an IPv6 address: whoever has one of its addresses has all.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._underway: Counter[bytes] = Counter()
+
+    def take(self, address: str) -> bytes:
+        """The client, for ``give_back``. Raises OrderError (503) where its share is used up."""
+        client = _network(address)
+        if self._underway[client] >= self._most:
+            raise OrderError("too many requests from this address are underway, try again later", status=503)
+        self._underway[client] += 1
+        return client
+
+    def give_back(self, client: bytes) -> None:
+        """One of its requests is over."""
+        self._underway[client] -= 1
+        if not self._underway[client]:
+            del self._underway[client]
+
+
+def _network(address: str) -> bytes:
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address.encode("utf-8", "replace")
+    if isinstance(parsed, ipaddress.IPv6Address):
+        mapped = parsed.ipv4_mapped
+        return parsed.packed[:8] if mapped is None else mapped.packed
+    return parsed.packed
 
 
 class Answer:

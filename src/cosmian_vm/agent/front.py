@@ -14,6 +14,7 @@ from cosmian_vm.agent import requests
 from cosmian_vm.agent.answers import (
     Answer,
     Budget,
+    Shares,
     byte_array,
     compressed,
     from_error,
@@ -26,13 +27,14 @@ from cosmian_vm.agent.lane import Lane
 from cosmian_vm.agent.openapi import openapi_document
 from cosmian_vm.agent.orders import Orders, SnapshotState
 from cosmian_vm.agent.user_agent import is_too_old
-from cosmian_vm.errors import AttesterError
+from cosmian_vm.errors import AttesterError, OrderError
 from cosmian_vm.evidence.binding import NONCE_SIZE
 
 __all__ = ["create_app"]
 
 _MAX_UNDERWAY = 256 * 1024 * 1024
 _MAX_ENCODING = 16
+_MAX_OF_ONE_CLIENT = 16
 _ENCODING_SECONDS = 60.0
 
 _Call = Callable[[Request], Awaitable[Answer]]
@@ -81,20 +83,31 @@ class _Front:
         self._orders = orders
         self._encoding = Lane("answers", capacity=_MAX_ENCODING)
         self._budget = Budget(_MAX_UNDERWAY)
+        self._shares = Shares(_MAX_OF_ONE_CLIENT)
         self._openapi = msgspec.json.encode(openapi_document())
 
     def answered(self, handler: _Call) -> Handler:
-        """``handler`` with every failure turned into an answer, and within the budget."""
+        """``handler`` with every failure turned into an answer, within the client's share and the budget."""
 
         async def call(request: Request) -> ASGIApp:
+            what = f"{request.method} {request.path}"
+            try:
+                client = self._shares.take(request.address)
+            except OrderError as exc:
+                return from_error(exc, what)
+            kept = False
             try:
                 answer = await handler(request)
                 self._budget.take(len(answer.body))
+                kept = True
             except requests.ClientGoneError:
                 return text_answer(400, "the request ended early", close=True)
             except Exception as exc:
-                return from_error(exc, f"{request.method} {request.path}")
-            return _Budgeted(answer, self._budget)
+                return from_error(exc, what)
+            finally:
+                if not kept:
+                    self._shares.give_back(client)
+            return _Bounded(answer, self._budget, self._shares, client)
 
         return call
 
@@ -174,15 +187,18 @@ class _Front:
         return await self._encoding.call(lambda: compressed(encode(), zstd=zstd), seconds=_ENCODING_SECONDS)
 
 
-class _Budgeted(Answer):
-    """An answer whose bytes are given back when it is out."""
+class _Bounded(Answer):
+    """An answer whose bytes, and place in its client's share, are given back when it is out."""
 
-    def __init__(self, answer: Answer, budget: Budget) -> None:
+    def __init__(self, answer: Answer, budget: Budget, shares: Shares, client: bytes) -> None:
         self.status, self.body, self.headers = answer.status, answer.body, answer.headers
         self._budget = budget
+        self._shares = shares
+        self._client = client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._budget.give_back(len(self.body))
+            self._shares.give_back(self._client)
