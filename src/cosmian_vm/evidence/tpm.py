@@ -227,17 +227,9 @@ def _usual_quote(raw: bytes) -> TpmQuoteInfo | None:
         return None
     if safe > 1 or not 1 <= width <= _MAX_SELECT_BYTES:
         return None
-    return TpmQuoteInfo(
-        qualified_signer=raw[_HEAD.size : signer_end],
-        extra_data=raw[signer_end + 2 : extra_end],
-        clock=clock,
-        reset_count=resets,
-        restart_count=restarts,
-        safe=safe == 1,
-        firmware_version=firmware,
-        pcr_selections=(PcrSelection(bank, raw[select : select + width]),),
-        pcr_digest=raw[digest:],
-    )
+    selections = (PcrSelection(bank, raw[select : select + width]),)
+    signer, extra = raw[_HEAD.size : signer_end], raw[signer_end + 2 : extra_end]
+    return TpmQuoteInfo(signer, extra, clock, resets, restarts, safe == 1, firmware, selections, raw[digest:])
 
 
 def _any_quote(raw: bytes) -> TpmQuoteInfo:
@@ -342,11 +334,11 @@ def compute_pcr_digest(
     """
     values = []
     for selection in selections:
-        bank = banks.get(selection.bank, {})
-        found = [bank.get(pcr, b"") for pcr in selection.pcrs]
+        bank, pcrs = banks.get(selection.bank, {}), selection.pcrs
+        found = [bank.get(pcr, b"") for pcr in pcrs]
         size = HASH_SIZES.get(selection.hash_alg)
-        if not set(map(len, found)) <= {size}:
-            pcr, value = next((p, v) for p, v in zip(selection.pcrs, found, strict=True) if len(v) != size)
+        if not {*map(len, found)} <= {size}:
+            pcr, value = next((p, v) for p, v in zip(pcrs, found, strict=True) if len(v) != size)
             problem = f"has a value of {len(value)} bytes" if value else "has no value"
             raise EvidenceFormatError("PCR values", problem, field=f"{selection.bank} PCR {pcr}")
         values += found

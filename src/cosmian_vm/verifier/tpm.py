@@ -21,6 +21,7 @@ from cosmian_vm.evidence.bundle import TpmEvidence
 from cosmian_vm.evidence.tpm import (
     Alg,
     ObjectAttributes,
+    PcrSelection,
     TpmPublic,
     TpmQuoteInfo,
     TpmSignature,
@@ -172,7 +173,7 @@ def quoted_pcrs(tpm: TpmEvidence | None) -> QuotedPcrs:
         quote, signature = parse_quote(tpm.quote), parse_signature(tpm.signature)
     except EvidenceFormatError:
         return NOTHING_QUOTED
-    if _selection_problem(quote):
+    if _selection_problem(quote.pcr_selections):
         return NOTHING_QUOTED
     selected = quote.pcr_selections[0].pcrs
     if tpm.pcrs:
@@ -275,9 +276,9 @@ def _check_nonce(quote: TpmQuoteInfo, binding: bytes, api: int) -> Check:
     return _ANSWERED
 
 
-def _selection_problem(quote: TpmQuoteInfo) -> str:
+@lru_cache(maxsize=64)
+def _selection_problem(selections: tuple[PcrSelection, ...]) -> str:
     """Why the selection is not one of static PCRs in the sha256 bank alone; empty if it is."""
-    selections = quote.pcr_selections
     if len(selections) != 1 or selections[0].hash_alg != _SHA256_ALG:
         banks = ", ".join(s.bank for s in selections) or "none"
         return f"the quote is over the banks {banks}; exactly one selection, of the sha256 bank, is accepted"
@@ -309,7 +310,7 @@ def _check_selection(
     """Step 4."""
     if isinstance(signature, EvidenceFormatError):
         return fail("tpm.pcr_selection", f"the hash of the PCR values is not known ({signature})")
-    problem = _selection_problem(quote)
+    problem = _selection_problem(quote.pcr_selections)
     if problem:
         return fail("tpm.pcr_selection", f"{problem}; the agent does not do what it was asked for")
     selected = _set_of(quote.pcr_selections[0].pcrs)
