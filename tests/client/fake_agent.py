@@ -48,10 +48,11 @@ class FakeAgent:
                 agent.connections += 1
                 super().setup()
 
-            def handle(self) -> None:
+            def finish(self) -> None:
                 try:
-                    super().handle()
+                    super().finish()
                 finally:
+                    self.rfile.close()
                     self.request.close()
 
             def answer(self) -> None:

@@ -163,7 +163,9 @@ class Channel:
             try:
                 connection.request(request.method, request.path, body=request.body, headers=sent)
                 response = connection.getresponse()
-                raw = _read(response, request.limit if response.status < 400 else _MAX_SMALL)
+                # closed here: with "Connection: close" it is the response that holds the socket
+                with response:
+                    raw = _read(response, request.limit if response.status < 400 else _MAX_SMALL)
             except (OSError, http.client.HTTPException, ValueError) as exc:
                 self.close()
                 if expired.is_set():
