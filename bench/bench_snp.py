@@ -13,9 +13,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+
+import msgspec
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -53,7 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
     vendor = AmdVendor.create(keys=VendorKeys.load(KEYS), now=now)
     raw = vendor.sign_report(report_data=bytes(64))
     beside = vendor.endorsements()
-    endorsements = replace(beside, certificates=beside.certificates[1:])  # the chip's comes with the report
+    endorsements = msgspec.structs.replace(
+        beside, certificates=beside.certificates[1:]
+    )  # the chip's comes with the report
     raw = serialise_v1(raw, vendor.certificates)
     strangers = []
     for _ in range(options.strangers):
