@@ -33,6 +33,14 @@ def init(run: Run, agent: Any, root: Path, conf: Path) -> Run:
     return init
 
 
+@pytest.fixture
+def certificate(machine: Machine, tmp_path: Path) -> Path:
+    """For --ca-file: the agent's own."""
+    path = tmp_path / "agent.pem"
+    path.write_bytes(machine.tls.certificate_pem)
+    return path
+
+
 def sent(agent: Any) -> list[bytes]:
     bodies = [json.loads(call.body)["content"] for call in agent.calls if call.path == wire.APP_INIT]
     return [wire.decode_base64_unpadded(body, "content") for body in bodies]
@@ -46,9 +54,11 @@ def test_to_the_machine_of_the_snapshot(init: Run, agent: Any, taken: Path, opti
     assert "hunter2" not in ran.out + ran.err
 
 
-def test_without_snapshot_it_says_what_that_means(init: Run, agent: Any) -> None:
-    ran = init()
-    assert ran.status == 0
+def test_without_snapshot_it_says_what_that_means(
+    run: Run, agent: Any, certificate: Path, root: Path, conf: Path
+) -> None:
+    ran = run("--url", agent.url, "--ca-file", certificate, "app", "init", "-c", conf, "--trust-root", root)
+    assert ran.status == 0, ran
     assert sent(agent) == [SECRET]
     assert "[ WARNING ] Without --snapshot it may be anybody's genuine machine" in ran.lines
 
@@ -61,8 +71,16 @@ def test_not_to_a_changed_machine(init: Run, agent: Any, machine: Machine, taken
     assert "nothing was sent" in ran.err
 
 
-def test_not_to_fake_hardware(run: Run, agent: Any, conf: Path) -> None:
-    ran = run("--url", agent.url, "--allow-insecure-tls", "app", "init", "-c", conf, "--offline")
+def test_not_where_neither_name_nor_snapshot_tells_whose_machine_it_is(init: Run, agent: Any) -> None:
+    """The operator, in between, has a genuine machine too: it would answer, be found genuine, and get the secrets."""
+    ran = init()
+    assert ran.status == 2
+    assert "give --snapshot" in " ".join(ran.err.split())
+    assert agent.connections == 0
+
+
+def test_not_to_fake_hardware(run: Run, agent: Any, conf: Path, certificate: Path) -> None:
+    ran = run("--url", agent.url, "--ca-file", certificate, "app", "init", "-c", conf, "--offline")
     assert ran.status == 1
     assert sent(agent) == []
 
@@ -82,11 +100,11 @@ def test_not_to_another_machine_after_the_verdict(init: Run, agent: Any, taken: 
     assert "another machine" in ran.err
 
 
-def test_never_over_version_1(init: Run, agent: Any, machine: Machine) -> None:
+def test_never_over_version_1(init: Run, agent: Any, machine: Machine, taken: Path) -> None:
     del agent.routes["POST", wire.EVIDENCE]
     body = json.dumps(list(machine.evidence(bytes(32), api=1).tee or b"")).encode()
     agent.route("GET", wire.QUOTE_TEE, 200, body)
-    assert init().status == 1
+    assert init("--snapshot", taken).status == 1
     assert sent(agent) == []
     assert init("--api", "1").status == 2
 

@@ -71,12 +71,19 @@ def init(
     from cosmian_vm.verifier.policy import Policy
     from cosmian_vm.wire import MAX_APP_CONFIGURATION
 
+    target = target_of(context)
+    if snapshot_file is None and target.allow_insecure_tls:
+        # Genuine is not ours: whoever sits on the wire can have a genuine machine of their own answer.
+        raise click.UsageError(
+            "with --allow-insecure-tls nothing but a snapshot tells whose machine answers: give --snapshot (take one "
+            "with cosmian_vm snapshot), or a certificate that a CA vouches for (--ca-file names your own)"
+        )
     content = read_file(conf, MAX_APP_CONFIGURATION)
     reference = None if snapshot_file is None else snapshots.load(snapshot_file)
     lacking = without_tpm if reference is None else reference.without_tpm
     policy = Policy(allow_reboot=allow_reboot, without_tpm=lacking)
     setup = setup_from(trust_roots, endorsements, offline=offline)
-    with target_of(context).client() as client:
+    with target.client() as client:
         examined = examine(client, setup, policy, reference=reference, reference_name=snapshot_file)
         for line in lines(examined.outcome, verbose=verbose):
             click.echo(line)
