@@ -54,9 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     vendor = AmdVendor.create(keys=VendorKeys.load(KEYS), now=now)
     raw = vendor.sign_report(report_data=bytes(64))
     beside = vendor.endorsements()
-    endorsements = msgspec.structs.replace(
-        beside, certificates=beside.certificates[1:]
-    )  # the chip's comes with the report
+    others = beside.certificates[1:]  # the chip's comes with the report
+    endorsements = msgspec.structs.replace(beside, certificates=others)
     raw = serialise_v1(raw, vendor.certificates)
     strangers = []
     for _ in range(options.strangers):
