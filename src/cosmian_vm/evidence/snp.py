@@ -53,8 +53,9 @@ REPORT_SIZE = 1184
 """Size of a report, in bytes."""
 SIGNED_SIZE = 0x2A0
 """The signature covers bytes 0 to 0x29F."""
-VERSIONS = (2, 3, 5)
-"""Report versions that are understood. 3 adds the CPUID fields, 5 the mitigation vectors."""
+VERSIONS = (2, 3, 4, 5)
+"""Report versions that are understood. 3 adds the CPUID fields, 5 the mitigation vectors; 4, which some
+firmware writes, has the fields of 3."""
 SIGNATURE_ALGO_ECDSA_P384_SHA384 = 1
 
 _WHAT = "SNP report"
@@ -263,7 +264,7 @@ _FLAGS_DEFINED = (1 << 5) - 1
 
 
 def parse_report(raw: bytes) -> SnpReport:
-    """Parse an ATTESTATION_REPORT: exactly 1184 bytes, version 2, 3 or 5.
+    """Parse an ATTESTATION_REPORT: exactly 1184 bytes, version 2 to 5.
 
     Raises EvidenceFormatError on a wrong size, an unknown version or a set reserved bit. (Of PLATFORM_INFO every bit is
     taken: real Turin reports set one that the specification reserves, and nothing hangs on them.)

@@ -27,6 +27,8 @@ from cosmian_vm.evidence.tpm import (
     parse_quote,
     parse_signature,
 )
+from cosmian_vm.inspection._quote_texts import plain_base64
+from cosmian_vm.inspection._wrapping import layers
 from cosmian_vm.inspection.model import CERTIFICATE, OTHER, PUBLIC_KEY, TPM_PUBLIC, TPM_SIGNATURE, Material
 from cosmian_vm.verifier.tpm import SigningKey, key_of
 
@@ -115,7 +117,7 @@ def quotes_in(material: Material) -> list[tuple[str, bytes]]:
 def signatures_of(name: str, raw: bytes) -> list[SignatureItem]:
     """What a file may be as a signature: a TPMT_SIGNATURE; or a bare one of unknown scheme, RSA or ECDSA (DER)."""
     with contextlib.suppress(EvidenceFormatError):
-        return [SignatureItem(name, parse_signature(raw))]
+        return [SignatureItem(name, parse_signature(raw[2:] if _sized(raw) else raw))]
     hashes = (Alg.SHA256, Alg.SHA384, Alg.SHA512)
     if len(raw) in _BARE_RSA_SIZES:
         schemes = (Alg.RSASSA, Alg.RSAPSS)
@@ -125,6 +127,11 @@ def signatures_of(name: str, raw: bytes) -> list[SignatureItem]:
     except (ValueError, OverflowError):
         return []
     return [SignatureItem(name, TpmSignature(Alg.ECDSA, h, r=r, s=s), "raw ECDSA") for h in hashes]
+
+
+def _sized(raw: bytes) -> bool:
+    """Whether two bytes of length stand in front."""
+    return len(raw) > 2 and int.from_bytes(raw[:2], "big") == len(raw) - 2
 
 
 def signatures_in(material: Material) -> list[SignatureItem]:
@@ -183,7 +190,7 @@ def spki_sha256(key: SigningKey) -> bytes:
 
 
 def nonces_in(material: Material, tpm_names: Iterable[bytes]) -> list[tuple[str, frozenset[bytes]]]:
-    """What may be a nonce: name, and the byte strings that its content may stand for (raw, a line of text, hex)."""
+    """What may be a nonce: name, and the byte strings that its content may stand for (raw, text, hex, base64)."""
     known = frozenset(tpm_names)
     found = []
     for item in material.of(OTHER):
@@ -192,6 +199,8 @@ def nonces_in(material: Material, tpm_names: Iterable[bytes]) -> list[tuple[str,
         readings = {item.raw, item.raw.rstrip(b"\r\n")}
         with contextlib.suppress(ValueError):  # of which UnicodeDecodeError is one
             readings.add(bytes.fromhex(item.raw.decode("ascii")))
+        if base64 := plain_base64(item.raw):
+            readings.add(base64)
         found.append((item.name, frozenset(readings)))
     return found
 
@@ -258,8 +267,26 @@ def _candidates(quote: TpmQuoteInfo, material: Material) -> Iterator[Mapping[str
             }
             for selection in quote.pcr_selections
         }
+    for item in material.of(OTHER):
+        for raw in (item.raw, *(inside.raw for inside in layers(item.raw))):
+            if (bare := _bare_values(quote, raw)) is not None:
+                yield bare
     if _selects_only_ima(quote):
         yield {}
+
+
+def _bare_values(quote: TpmQuoteInfo, raw: bytes) -> Mapping[str, Mapping[int, bytes]] | None:
+    """The selected values where ``raw`` is nothing but these, one behind the other; None where its length is not."""
+    wanted = [(s.bank, pcr) for s in quote.pcr_selections for pcr in s.pcrs]
+    size = sum(PCR_SIZES.get(bank, 0) for bank, _ in wanted)
+    if len(raw) != size or size <= 2 * _MAX_NONCE:
+        return None
+    banks: dict[str, dict[int, bytes]] = {}
+    at = 0
+    for bank, pcr in wanted:
+        banks.setdefault(bank, {})[pcr] = raw[at : at + PCR_SIZES[bank]]
+        at += PCR_SIZES[bank]
+    return banks
 
 
 def _matches(quote: TpmQuoteInfo, banks: Mapping[str, Mapping[int, bytes]], algorithm: int) -> bool:

@@ -38,7 +38,15 @@ from cosmian_vm.verifier.amd_revocation import check_revocation
 from cosmian_vm.verifier.result import Check, Status, fail, ok, warning
 from cosmian_vm.verifier.snp import chain_line
 
-__all__ = ["KINDS", "all_roots", "amd_material", "certificate_facts", "chip_facts"]
+__all__ = [
+    "KINDS",
+    "all_roots",
+    "amd_material",
+    "certificate_facts",
+    "chain_check",
+    "chip_facts",
+    "named",
+]
 
 _ID = "tee.chain"
 _WHAT = "X.509 certificate"
@@ -152,10 +160,10 @@ def _verify(raw: bytes, material: Material, at: datetime, roots: Roots) -> list[
                 certificate, known, [crl.public_bytes(Encoding.DER) for crl in endorsements.crls], trusted, at
             )
             continue
-        found = _verify_other(certificate, known, trusted, at)
+        found = chain_check(certificate, known, trusted, at)
         date = validity_problem(certificate, at)
         if found.status is Status.OK and date is not None:
-            outdated.append((len(checks), fail(_ID, f"{_named(certificate)} is not valid at this time: {date}")))
+            outdated.append((len(checks), fail(_ID, f"{named(certificate)} is not valid at this time: {date}")))
         else:
             checks.append(found)
     for position, check in reversed(outdated):
@@ -189,7 +197,7 @@ def _verify_chip(
     return [ok(_ID, chain_line(link)), revocation]
 
 
-def _verify_other(
+def chain_check(
     certificate: x509.Certificate,
     known: Sequence[x509.Certificate],
     amd_roots: Sequence[x509.Certificate],
@@ -200,22 +208,22 @@ def _verify_other(
     """
     roots = (*amd_roots, intel.pinned_root())
     if certificate in roots:
-        return ok(_ID, f"{_named(certificate)} is a trusted root")
+        return ok(_ID, f"{named(certificate)} is a trusted root")
     below = certificate
     for _ in range(_MAX_DEPTH):
         issuer = next((c for c in (*roots, *known) if _issued(below, c)), None)
         if issuer is None or issuer == below:
             who = "itself alone" if below.issuer == below.subject else f"{below.issuer.rfc4514_string()[:200]!r}"
-            return fail(_ID, f"{_named(certificate)} leads to no trusted root: {_named(below)} is vouched for by {who}")
+            return fail(_ID, f"{named(certificate)} leads to no trusted root: {named(below)} is vouched for by {who}")
         problem = validity_problem(issuer, at)
         if problem is not None and issuer not in roots:
-            return fail(_ID, f"{_named(certificate)}: {problem}")
+            return fail(_ID, f"{named(certificate)}: {problem}")
         if issuer in roots:
             if problem is not None:
-                return fail(_ID, f"{_named(certificate)}: {problem}")
-            return ok(_ID, f"{_named(certificate)} leads to the root {_named(issuer)}")
+                return fail(_ID, f"{named(certificate)}: {problem}")
+            return ok(_ID, f"{named(certificate)} leads to the root {named(issuer)}")
         below = issuer
-    return fail(_ID, f"{_named(certificate)}: more than {_MAX_DEPTH} certificates up there is no root yet")
+    return fail(_ID, f"{named(certificate)}: more than {_MAX_DEPTH} certificates up there is no root yet")
 
 
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
@@ -232,7 +240,8 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     return constraints.ca
 
 
-def _named(certificate: x509.Certificate) -> str:
+def named(certificate: x509.Certificate) -> str:
+    """How a line names a certificate: its common name, else its subject, in quotes."""
     return repr(common_name(certificate.subject) or certificate.subject.rfc4514_string()[:200])
 
 

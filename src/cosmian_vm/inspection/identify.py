@@ -13,6 +13,7 @@ from functools import cache
 from importlib import import_module
 
 from cosmian_vm.errors import EvidenceFormatError
+from cosmian_vm.inspection._wrapping import Wrapped, layers
 from cosmian_vm.inspection.material import gather
 from cosmian_vm.inspection.model import Facts, Inspection, Kind, Material, Roots
 from cosmian_vm.verifier.result import Check, Status, fail
@@ -22,7 +23,21 @@ __all__ = ["UNKNOWN", "identify", "inspect", "known_kinds", "material_of"]
 UNKNOWN = "unknown"
 """Kind of a file that is nothing we know."""
 
-_MODULES = ("azure", "cc_event_log", "tpm", "intel", "snp", "boot_log", "certificate", "snapshot", "bundle", "ima")
+_MODULES = (
+    "azure",
+    "cc_event_log",
+    "tpm",
+    "intel",
+    "intel_answer",
+    "snp",
+    "boot_log",
+    "ra_tls",
+    "certificate",
+    "crl",
+    "snapshot",
+    "bundle",
+    "ima",
+)
 """Modules of this package that export KINDS, most specific format first: the first that matches wins."""
 
 # Only for a file whose content says nothing: what its name promises. Folder names count, as in ima/list.txt.
@@ -44,14 +59,30 @@ def material_of(files: Iterable[tuple[str, bytes]]) -> Material:
 
 
 def identify(raw: bytes, material: Material, name: str = "") -> Kind | None:
-    """The kind of ``raw``: by its content, else by what the material makes of it, else by what its name promises."""
-    for kind in known_kinds():
-        if kind.matches(raw):
-            return kind
-    for kind in known_kinds():
-        if kind.claims is not None and kind.claims(raw, material):
-            return kind
-    return _promised(raw, name)
+    """The kind of ``raw``: by its content, else by what the material makes of it, else by what its name promises.
+
+    What is wrapped (in hex, say) is nothing known: :func:`inspect` looks inside.
+    """
+    return _matching(raw) or _claiming(raw, material) or _promised(raw, name)
+
+
+def _matching(raw: bytes) -> Kind | None:
+    return next((kind for kind in known_kinds() if kind.matches(raw)), None)
+
+
+def _claiming(raw: bytes, material: Material) -> Kind | None:
+    return next((kind for kind in known_kinds() if kind.claims is not None and kind.claims(raw, material)), None)
+
+
+def _unwrapped(raw: bytes, material: Material, kind: Kind | None) -> tuple[Kind, Wrapped] | None:
+    """What is inside ``raw``, where it is of a kind that is known (of ``kind``, if that was told), and which."""
+    for inside in layers(raw):
+        if kind is not None:
+            if kind.matches(inside.raw):
+                return kind, inside
+        elif (found := _matching(inside.raw) or _claiming(inside.raw, material)) is not None:
+            return found, inside
+    return None
 
 
 def inspect(
@@ -66,8 +97,15 @@ def inspect(
 
     ``kind``: do not guess. Never raises for anything in ``raw`` or the material; KeyError where ``kind`` is no kind.
     """
-    known = {k.name: k for k in known_kinds()}
-    found = known[kind] if kind is not None else identify(raw, material, name)
+    told = {k.name: k for k in known_kinds()}[kind] if kind is not None else None
+    found, encoding = told or _matching(raw), ""
+    if (found is None or not found.matches(raw)) and (unwrapped := _unwrapped(raw, material, told)) is not None:
+        found, inside = unwrapped
+        raw, encoding = inside.raw, inside.encoding
+        along = gather(inside.beside, known_kinds())
+        material = Material((*along.items, *material.items), (*along.pcrs, *material.pcrs))
+    if found is None:
+        found = identify(raw, material, name)
     if found is None:
         facts: Facts = {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
         problem = "the file is empty" if not raw else "not one of the formats that can be inspected"
@@ -78,6 +116,8 @@ def inspect(
         facts = found.facts(raw, material)
     except EvidenceFormatError as exc:
         facts, problem = {"bytes": len(raw)}, str(exc)
+    if encoding:
+        facts = {"encoding": encoding, **facts}
     checks = None if verify is None else _verified(found, raw, material, *verify, problem=problem)
     return Inspection(kind=found.name, title=found.title, facts=facts, problem=problem, checks=checks)
 

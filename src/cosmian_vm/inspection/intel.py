@@ -9,10 +9,11 @@ from cryptography import x509
 
 from cosmian_vm.endorsements import amd
 from cosmian_vm.endorsements.intel import crl_of, pinned_root
-from cosmian_vm.endorsements.intel_collateral import IntelCollateral, parse_collateral_cached
+from cosmian_vm.endorsements.intel_collateral import IntelCollateral
 from cosmian_vm.errors import EndorsementError, EvidenceFormatError
 from cosmian_vm.evidence.intel_quote import INTEL_QE_VENDOR_ID, TEE_TYPE_SGX, TEE_TYPE_TDX, Quote, parse_quote
 from cosmian_vm.evidence.tdx import TDREPORT_SIZE, parse_tdreport
+from cosmian_vm.inspection import _intel_join
 from cosmian_vm.inspection._intel_facts import collateral_facts, quote_facts, tdreport_facts
 from cosmian_vm.inspection.model import CRL, OTHER, Facts, Kind, Material, Roots
 from cosmian_vm.verifier.azure import check_tdreport_hashes
@@ -59,10 +60,6 @@ def _is_tdreport(raw: bytes) -> bool:
     return raw[:2] == b"\x81\x00" or any(raw[at : at + 8] in _VALID for at in places)
 
 
-def _is_collateral(raw: bytes) -> bool:
-    return raw[:64].lstrip()[:1] == b"{" and b'"tcb_info"' in raw and b'"qe_identity"' in raw
-
-
 def intel_roots(roots: Roots) -> tuple[x509.Certificate, ...]:
     """Intel's pinned root and the user's own; one that cannot be used vouches for nothing."""
     usable = []
@@ -104,9 +101,9 @@ def verify_with(quote: Quote, material: Material, at: datetime, roots: Roots) ->
             crls.append(crl_of(item.raw, item.name))
         except EvidenceFormatError as exc:
             unusable.append(str(exc))
-    collateral, problems = _fitting(quote, material)
-    unusable += problems
     own = intel_roots(roots)
+    collateral, problems = _fitting(quote, material, own)
+    unusable += problems
     intel_names = {root.subject for root in own}
     # CRLs of others (AMD's) in the same folder say nothing about this chain, not even that they are missing.
     fitting = [c for c in crls if c.issuer in intel_names or "Intel SGX" in c.issuer.rfc4514_string()]
@@ -116,16 +113,27 @@ def verify_with(quote: Quote, material: Material, at: datetime, roots: Roots) ->
     return checks
 
 
-def _fitting(quote: Quote, material: Material) -> tuple[IntelCollateral | None, list[str]]:
-    """The collateral that is for this platform, else the first that can be read; and why others cannot."""
-    pck = examine_quote(quote, ()).pck
+def _fitting(
+    quote: Quote, material: Material, own: tuple[x509.Certificate, ...]
+) -> tuple[IntelCollateral | None, list[str]]:
+    """The collateral that is for this platform, else the first that can be read; and why others cannot.
+
+    Intel's answers as separate files are put together.
+    """
+    crypto = examine_quote(quote, ())
+    pck = crypto.pck
     usable: list[IntelCollateral] = []
     problems: list[str] = []
     for item in material.of(COLLATERAL):
         try:
-            usable.append(parse_collateral_cached(item.raw))
+            usable.append(_intel_join.parse(item.raw))
         except EvidenceFormatError as exc:
             problems.append(f"{item.name}: {exc}")
+    try:
+        joined = _intel_join.collateral_from_parts(material, quote.header.tee, own, crypto.chain)
+        usable += [] if joined is None else [joined]
+    except EvidenceFormatError as exc:
+        problems.append(str(exc))
     if pck is not None:
         usable.sort(key=lambda c: (c.tcb_info.value("fmspc"), c.tcb_info.id) != (pck.fmspc, quote.header.tee))
     return (usable[0] if usable else None), problems
@@ -157,11 +165,11 @@ def _verify_tdreport(raw: bytes, material: Material, at: datetime, roots: Roots)
 
 
 def _collateral_facts(raw: bytes, material: Material) -> Facts:  # noqa: ARG001 - the interface of a kind
-    return collateral_facts(parse_collateral_cached(raw))
+    return collateral_facts(_intel_join.parse(raw))
 
 
 def _verify_collateral(raw: bytes, material: Material, at: datetime, roots: Roots) -> list[Check]:  # noqa: ARG001
-    return examine_collateral(parse_collateral_cached(raw), intel_roots(roots), at).checks()
+    return examine_collateral(_intel_join.parse(raw), intel_roots(roots), at).checks()
 
 
 KINDS = (
@@ -189,7 +197,7 @@ KINDS = (
     Kind(
         name=COLLATERAL,
         title="Intel collateral (TCB info, QE identity, CRLs)",
-        matches=_is_collateral,
+        matches=_intel_join.is_collateral,
         facts=_collateral_facts,
         verify=_verify_collateral,
     ),

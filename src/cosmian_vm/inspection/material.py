@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from cosmian_vm._reader import Reader
 from cosmian_vm.errors import EvidenceFormatError
+from cosmian_vm.inspection._quote_texts import plain_base64
+from cosmian_vm.inspection._wrapping import layers
 from cosmian_vm.inspection.model import (
     CERTIFICATE,
     CRL,
@@ -64,7 +66,24 @@ def gather(files: Iterable[tuple[str, bytes]], kinds: Iterable[Kind]) -> Materia
 
 
 def classify(name: str, raw: bytes, kinds: Iterable[Kind]) -> list[Item]:
-    """One file as items: several where it is a PEM file with several blocks, one otherwise."""
+    """One file as items: several where it is a PEM file with several blocks, one otherwise.
+
+    What is nothing known may be something known in hex, base64 or JSON.
+    """
+    kinds = tuple(kinds)
+    found = _classify(name, raw, kinds)
+    if [item.kind for item in found] != [OTHER]:
+        return found
+    for inside in layers(raw):
+        items = _classify(name, inside.raw, kinds)
+        if all(item.kind != OTHER for item in items):
+            return items + [
+                item for part, content in inside.beside for item in classify(f"{name}, {part}", content, kinds)
+            ]
+    return found
+
+
+def _classify(name: str, raw: bytes, kinds: Iterable[Kind]) -> list[Item]:
     if blocks := [Item(kind, name, der) for kind, der in _pem_blocks(raw)]:
         return blocks
     if kind := _der_kind(raw):
@@ -74,8 +93,8 @@ def classify(name: str, raw: bytes, kinds: Iterable[Kind]) -> list[Item]:
             return [Item(candidate.name, name, raw)]
     if (public := _tpm_public(raw)) is not None:
         return [Item(TPM_PUBLIC, name, public)]
-    if _is_tpm_signature(raw):
-        return [Item(TPM_SIGNATURE, name, raw)]
+    if (signature := _tpm_signature(raw)) is not None:
+        return [Item(TPM_SIGNATURE, name, signature)]
     if parse_pcr_values(raw) is not None:
         return [Item(PCR_VALUES, name, raw)]
     return [Item(OTHER, name, raw)]
@@ -165,6 +184,15 @@ def _is_tpmt_public(raw: bytes) -> bool:
     return True
 
 
+def _tpm_signature(raw: bytes) -> bytes | None:
+    """The TPMT_SIGNATURE in ``raw``, which may have two bytes of length in front; None if it is not one."""
+    if _is_tpm_signature(raw):
+        return raw
+    if len(raw) > 2 and int.from_bytes(raw[:2], "big") == len(raw) - 2 and _is_tpm_signature(raw[2:]):
+        return raw[2:]
+    return None
+
+
 def _is_tpm_signature(raw: bytes) -> bool:
     """Whether the lengths of a TPMT_SIGNATURE come out right (TPM 2.0 Library, Part 2, 11.3.4)."""
     reader = Reader(raw, "TPMT_SIGNATURE")
@@ -189,7 +217,7 @@ def parse_pcr_values(raw: bytes) -> Mapping[str, Mapping[int, bytes]] | None:
     """PCR values by bank and index, from the three forms in use; None if ``raw`` is none of them.
 
     tpm2-tools' own binary form (``tpm2_quote --pcr``), the YAML that ``tpm2_pcrread`` prints, and JSON
-    ``{"sha256": {"0": "hex"}}``.
+    ``{"sha256": {"0": "hex"}}`` or one bank's values by index or in order.
     """
     if len(raw) > _MAX_PCR_FILE:
         return None
@@ -197,7 +225,7 @@ def parse_pcr_values(raw: bytes) -> Mapping[str, Mapping[int, bytes]] | None:
         text = raw.decode("ascii")
     except UnicodeDecodeError:
         return _pcrs_binary(raw)
-    if text.lstrip().startswith("{"):
+    if text.lstrip().startswith(("{", "[")):
         return _pcrs_json(text)
     return _pcrs_yaml(text) or _pcrs_binary(raw)
 
@@ -208,13 +236,45 @@ def _pcrs_json(text: str) -> Mapping[str, Mapping[int, bytes]] | None:
     except (ValueError, RecursionError):
         return None
     banks: dict[str, dict[int, bytes]] = {}
-    for bank, values in loaded.items():
-        if bank not in _BANK_SIZES or not isinstance(values, dict):
+    for bank, values in _pcr_members(loaded):
+        if bank not in _BANK_SIZES:
             return None
         for index, value in values.items():
-            if not _fill(banks, bank, index, value):
+            if not _fill(banks, bank, str(index), value):
                 return None
     return banks or None
+
+
+def _pcr_members(loaded: object) -> Iterator[tuple[str, Mapping[object, object]]]:
+    """Bank and values: by bank, or one bank alone that the values' size tells; values by index or in order."""
+    if isinstance(loaded, dict) and len(loaded) == 1 and str(next(iter(loaded))).lower() in ("pcrs", "pcr_values"):
+        loaded = next(iter(loaded.values()))
+    if isinstance(loaded, dict) and loaded and all(str(bank).lower() in _BANK_SIZES for bank in loaded):
+        for bank, values in loaded.items():
+            yield str(bank).lower(), _by_index(values)
+        return
+    values = _by_index(loaded)
+    sizes = {len(digest) for value in values.values() if (digest := _digest(value)) is not None}
+    banks = [bank for bank, size in (*_HASHES.values(),) if sizes == {size}]
+    yield (banks[0] if banks else ""), values
+
+
+def _by_index(values: object) -> Mapping[object, object]:
+    if isinstance(values, list):
+        return dict(enumerate(values))
+    return values if isinstance(values, dict) else {"": values}
+
+
+def _digest(value: object) -> bytes | None:
+    """A PCR's value: hex, base64 or an array of byte values."""
+    if isinstance(value, list):
+        return bytes(value) if value and all(type(item) is int and 0 <= item <= 255 for item in value) else None
+    if not isinstance(value, str):
+        return None
+    try:
+        return bytes.fromhex(value.removeprefix("0x"))
+    except ValueError:
+        return plain_base64(value.encode("utf-8", "replace"))
 
 
 def _pcrs_yaml(text: str) -> Mapping[str, Mapping[int, bytes]] | None:
@@ -232,11 +292,8 @@ def _pcrs_yaml(text: str) -> Mapping[str, Mapping[int, bytes]] | None:
 
 def _fill(banks: dict[str, dict[int, bytes]], bank: str, index: object, value: object) -> bool:
     """Put one value given as text where it belongs; False if it is none."""
-    if not (isinstance(index, str) and index.isascii() and index.isdigit() and isinstance(value, str)):
-        return False
-    try:
-        digest = bytes.fromhex(value.removeprefix("0x"))
-    except ValueError:
+    digest = _digest(value)
+    if digest is None or not (isinstance(index, str) and index.isascii() and index.isdigit()):
         return False
     if len(index) > 2 or len(digest) != _BANK_SIZES.get(bank):
         return False

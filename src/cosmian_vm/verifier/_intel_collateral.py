@@ -22,7 +22,15 @@ from cosmian_vm.verifier._intel_chain import (
 )
 from cosmian_vm.verifier.result import Check, fail, ok
 
-__all__ = ["PCK_CRL", "QE_IDENTITY", "ROOT_CRL", "TCB_INFO", "CollateralFindings", "examine_collateral"]
+__all__ = [
+    "PCK_CRL",
+    "QE_IDENTITY",
+    "ROOT_CRL",
+    "TCB_INFO",
+    "CollateralFindings",
+    "document_dated",
+    "examine_collateral",
+]
 
 TCB_INFO, QE_IDENTITY, ROOT_CRL, PCK_CRL = "TCB info", "QE identity", "root CRL", "PCK CRL"
 
@@ -74,8 +82,8 @@ def examine_collateral(
     if problem := _root_crl_problem(collateral.root_crl, roots):
         forged[ROOT_CRL] = problem
     dates = {
-        TCB_INFO: _document_dated(collateral.tcb_info, now),
-        QE_IDENTITY: _document_dated(collateral.qe_identity, now),
+        TCB_INFO: document_dated(collateral.tcb_info, now),
+        QE_IDENTITY: document_dated(collateral.qe_identity, now),
         ROOT_CRL: crl_dated(collateral.root_crl, now),
         PCK_CRL: crl_dated(collateral.pck_crl, now),
     }
@@ -109,7 +117,8 @@ def _root_crl_problem(crl: x509.CertificateRevocationList, roots: Iterable[x509.
     return problem
 
 
-def _document_dated(document: TcbInfo | QeIdentity, now: datetime) -> str:
+def document_dated(document: TcbInfo | QeIdentity, now: datetime) -> str:
+    """Why a document says nothing about ``now``; an empty string where it does."""
     if now < document.issue_date:
         return f"it is of {document.issue_date:%Y-%m-%dT%H:%M:%SZ}, later than the time of this verification"
     if now > document.next_update:
