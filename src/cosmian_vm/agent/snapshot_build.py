@@ -145,7 +145,7 @@ def build(inputs: SnapshotInputs) -> Snapshot:
     missing = () if inputs.measured is None else inputs.measured.not_on_disk
     snapshot = Snapshot(
         cloud_type=_CLOUDS.get(inputs.cloud),
-        tee_policy=TeePolicy(sev=_sev_policy(report, inputs.cloud)),
+        tee_policy=TeePolicy(sev=SevPolicy.of_report(report, cloud=inputs.cloud)),
         version=FORMAT_VERSION,
         created=inputs.now.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         agent_version=__version__,
@@ -184,21 +184,3 @@ def _file_hashes(inputs: SnapshotInputs) -> tuple[tuple[tuple[str, str], ...] | 
     named = set(inputs.measured.files)
     named.difference_update(inputs.files)
     return file_entries([*inputs.files, *(entry for entry in inputs.measured.files if entry in named)])
-
-
-def _sev_policy(report: snp.SnpReport, cloud: str | None) -> SevPolicy:
-    """The values of 1.3.x. report_data is zeros: it differs in every report; not so on Azure, where nobody chooses it
-    and 1.3.x compares it.
-    """
-    return SevPolicy(
-        measurement=report.measurement.hex(),
-        report_data=(report.report_data if cloud == "Azure" else bytes(64)).hex(),
-        family_id=report.family_id.hex(),
-        image_id=report.image_id.hex(),
-        guest_svn=report.guest_svn,
-        id_key_digest=report.id_key_digest.hex(),
-        author_key_digest=report.author_key_digest.hex(),
-        policy=report.policy,
-        report_id=report.report_id.hex(),
-        report_id_ma=report.report_id_ma.hex(),
-    )

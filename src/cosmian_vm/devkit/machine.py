@@ -230,20 +230,7 @@ class Machine:
         tee = self.tee or SimulatedTee.launch(self.vendor, instance=self.instance)
         report = parse_report(tee.quote(bytes(64)).raw)
         values: dict[str, Any] = {
-            "tee_policy": TeePolicy(
-                sev=SevPolicy(
-                    measurement=report.measurement.hex(),
-                    report_data=bytes(64).hex(),
-                    family_id=report.family_id.hex(),
-                    image_id=report.image_id.hex(),
-                    guest_svn=report.guest_svn,
-                    id_key_digest=report.id_key_digest.hex(),
-                    author_key_digest=report.author_key_digest.hex(),
-                    policy=report.policy,
-                    report_id=report.report_id.hex(),
-                    report_id_ma=report.report_id_ma.hex(),
-                )
-            ),
+            "tee_policy": TeePolicy(sev=SevPolicy.of_report(report)),
             "vmpl": report.vmpl,
             "host_data": report.host_data.hex(),
             "version": FORMAT_VERSION,

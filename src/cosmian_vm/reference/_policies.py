@@ -7,10 +7,13 @@ turns it into its ValidationError while it decodes).
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
+
+if TYPE_CHECKING:
+    from cosmian_vm.evidence.snp import SnpReport
 
 __all__ = [
     "U16",
@@ -96,6 +99,17 @@ class SevPolicy(Fixed, frozen=True, kw_only=True):
     policy: U64 | None = None
     report_id: str | None
     report_id_ma: str | None
+
+    @classmethod
+    def of_report(cls, report: SnpReport, *, cloud: str | None = None) -> SevPolicy:
+        """The values of one report.
+
+        report_data is zeros, it differs in every report; not so on Azure, where nobody chooses it and 1.3.x compares it.
+        """
+        values: dict[str, str] = {name: getattr(report, name).hex() for name in cls.sizes}
+        if cloud != "Azure":
+            values["report_data"] = bytes(cls.sizes["report_data"]).hex()
+        return cls(guest_svn=report.guest_svn, policy=report.policy, **values)
 
 
 class QuoteHeader(Fixed, frozen=True, kw_only=True):

@@ -55,7 +55,7 @@ def reference_from(evidence: Evidence, draft: Snapshot, policy: Policy, *, now: 
     snapshot = msgspec.structs.replace(
         draft,
         cloud_type=_CLOUDS.get(evidence.cloud),
-        tee_policy=TeePolicy(sev=_sev_policy(report, evidence.cloud)),
+        tee_policy=TeePolicy(sev=SevPolicy.of_report(report, cloud=evidence.cloud)),
         filehashes=None if without_tpm else draft.filehashes,
         path_bytes={} if without_tpm else draft.path_bytes,
         version=FORMAT_VERSION,
@@ -81,29 +81,11 @@ def _of_version_1(evidence: Evidence, draft: Snapshot, report: snp.SnpReport, po
         counters = TpmPolicy(reset_count=quote.reset_count, restart_count=quote.restart_count)
     return Snapshot(
         cloud_type=draft.cloud_type,
-        tee_policy=TeePolicy(sev=_sev_policy(report, draft.cloud_type)),
+        tee_policy=TeePolicy(sev=SevPolicy.of_report(report, cloud=draft.cloud_type)),
         tpm_policy=counters,
         filehashes=None if without_tpm else draft.filehashes,
         path_bytes={} if without_tpm else draft.path_bytes,
         without_tpm=without_tpm,
-    )
-
-
-def _sev_policy(report: snp.SnpReport, cloud: str | None) -> SevPolicy:
-    """The values of 1.3.x. report_data is zeros: it differs in every report; not so on Azure, where nobody chooses it
-    and 1.3.x compares it.
-    """
-    return SevPolicy(
-        measurement=report.measurement.hex(),
-        report_data=(report.report_data if cloud == "Azure" else bytes(64)).hex(),
-        family_id=report.family_id.hex(),
-        image_id=report.image_id.hex(),
-        guest_svn=report.guest_svn,
-        id_key_digest=report.id_key_digest.hex(),
-        author_key_digest=report.author_key_digest.hex(),
-        policy=report.policy,
-        report_id=report.report_id.hex(),
-        report_id_ma=report.report_id_ma.hex(),
     )
 
 
