@@ -104,7 +104,7 @@ class SevPolicy(Fixed, frozen=True, kw_only=True):
     def of_report(cls, report: SnpReport, *, cloud: str | None = None) -> SevPolicy:
         """The values of one report.
 
-        report_data is zeros, it differs in every report; not so on Azure, where nobody chooses it and 1.3.x compares it.
+        report_data is zeros, it differs in every report; not so on Azure, where it is fixed and 1.3.x compares it.
         """
         values: dict[str, str] = {name: getattr(report, name).hex() for name in cls.sizes}
         if cloud != "Azure":
