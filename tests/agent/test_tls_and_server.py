@@ -363,6 +363,29 @@ def test_connections_have_a_limit(live: Live, monkeypatch: pytest.MonkeyPatch) -
         assert time.monotonic() < deadline
 
 
+def test_one_client_cannot_have_all_connections(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "MAX_OF_ONE_CLIENT", 3)
+    agent = live()
+
+    def from_another_address() -> ssl.SSLSocket:
+        plain = socket.create_connection(("127.0.0.1", agent.port), timeout=10, source_address=("127.0.0.9", 0))
+        context: ssl.SSLContext = agent.context()
+        return context.wrap_socket(plain)
+
+    with contextlib.ExitStack() as held:
+        kept = [held.enter_context(from_another_address()) for _ in range(3)]
+        refused = held.enter_context(from_another_address())
+        assert closed(refused)
+        assert agent.once(HEALTH).status == 200
+        assert [agent.ask(connection, HEALTH).status for connection in kept] == [200] * 3
+    deadline = time.monotonic() + 5
+    while True:  # its places are free again
+        with contextlib.suppress(OSError), from_another_address() as connection:
+            assert agent.ask(connection, HEALTH).status == 200
+            break
+        assert time.monotonic() < deadline
+
+
 def test_the_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]

@@ -13,7 +13,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from cosmian_vm.agent.answers import Shares
 from cosmian_vm.agent.tls import TlsIdentity
+from cosmian_vm.errors import OrderError
 
 __all__ = ["MAX_CONNECTIONS", "make_protocol"]
 
@@ -31,18 +33,23 @@ MAX_HEAD = 64 * 1024
 MAX_CONNECTIONS = 1024
 """Connections at once; beyond it the answer is 503, and far beyond it there is none."""
 
+MAX_OF_ONE_CLIENT = 128
+"""Of these, how many one client may have: nobody alone takes all."""
+
 
 def make_protocol(identity: TlsIdentity) -> type[HttpToolsProtocol]:
     """The protocol class of a server that shows ``identity``."""
 
     class Protocol(_Protocol):
         tls = identity
+        places = Shares(MAX_OF_ONE_CLIENT)
 
     return Protocol
 
 
 class _Protocol(HttpToolsProtocol):
     tls: TlsIdentity
+    places: Shares
 
     def __init__(
         self,
@@ -53,6 +60,7 @@ class _Protocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._leaf: bytes | None = None
+        self._client: bytes | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._in_head = False  # a request's head has begun to arrive and is not complete
         self._fed = 0  # bytes of the present request
@@ -60,6 +68,12 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         if len(self.connections) >= 2 * MAX_CONNECTIONS:
+            self.transport = transport
+            transport.abort()
+            return
+        try:
+            self._client = self.places.take(str((transport.get_extra_info("peername") or ("unknown",))[0]))
+        except OrderError:
             self.transport = transport
             transport.abort()
             return
@@ -71,6 +85,9 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._take_time()
+        if self._client is not None:
+            self.places.give_back(self._client)
+            self._client = None
         if self in self.connections:
             super().connection_lost(exc)
 
