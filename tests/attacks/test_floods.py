@@ -20,6 +20,7 @@ from cosmian_vm.devkit.machine import Machine
 from cosmian_vm.endorsements.store import EndorsementStore
 from cosmian_vm.evidence.bundle import Evidence
 from cosmian_vm.verifier import _ima_walk
+from cosmian_vm.verifier.reference_values import reference_from
 
 from .conftest import NONCE, NOW, Judge
 
@@ -115,6 +116,17 @@ def test_violations_without_end(judge: Judge, honest: Callable[[], Evidence]) ->
     check = judge.verdict(replace(evidence, ima_log=evidence.ima_log + entries)).of("ima.violations")[0]
     assert len(check.line) < 300_000
     assert "950 more" in check.line
+
+
+def test_a_list_that_nobody_looked_at(machine: Machine, judge: Judge) -> None:
+    """Where no TPM is expected the list is not judged, so no snapshot is made of it, whatever it holds."""
+    machine.tpm = machine.ima = None
+    evidence = replace(machine.evidence(NONCE), ima_log=b"\xff" * 40)
+    taking = replace(judge, snapshot=None).with_policy(without_tpm=True)
+    assert taking.failed(evidence) == set()
+    values = reference_from(evidence, machine.snapshot(), taking.policy, now=NOW)
+    assert values.differences == ()
+    assert values.snapshot.ima_policy is None
 
 
 def test_old_certificates_stay_usable(vendor: AmdVendor) -> None:

@@ -108,7 +108,7 @@ def _tpm_values(evidence: Evidence) -> dict[str, object]:
         values.ak_name = tpm.name(evidence.tpm.ak_public).hex()
         values.boot_pcrs = {str(pcr): pcrs[pcr].hex() for pcr in BOOT_PCRS if pcr in pcrs} or None
         values.clock = quote.clock
-    if evidence.ima_log is not None:
+    if evidence.tpm is not None and evidence.ima_log is not None:  # without a TPM nobody has looked at the list
         found = ima.policy_files(ima.parse_binary(evidence.ima_log))
         values.ima_policy = tuple((ima.format_path(path), digest.hex()) for path, digest in found)
     return msgspec.structs.asdict(values)
