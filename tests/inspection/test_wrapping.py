@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,6 +86,26 @@ def test_a_changed_wrapped_report_is_not(raw: bytes) -> None:
 def test_certificates_beside_may_be_wrapped_too() -> None:
     chip, ask, _ = VENDOR.certificates
     assert inspected(REPORT, chip.hex().encode(), base64.b64encode(ask)).authentic()
+
+
+def table(*certificates: bytes) -> bytes:
+    """As the kernel hands it out beside a report (auxblob): GHCB specification, 4.1.8.1."""
+    guids = ("63da758de6644564adc5f4b93be8accd", "4ab7b379bbac4fe4a02f05aef327c782", "c0b406a4a803495297433fb6014cd0ae")
+    at = 24 * (len(certificates) + 1)
+    head, body = b"", b""
+    for guid, der in zip(guids, certificates, strict=True):
+        head += bytes.fromhex(guid) + (at + len(body)).to_bytes(4, "little") + len(der).to_bytes(4, "little")
+        body += der
+    return (head + bytes(24) + body).ljust(8192, b"\0")
+
+
+def test_a_certificate_table_by_itself() -> None:
+    raw = table(*VENDOR.certificates)
+    assert inspected(REPORT, raw).authentic()
+    assert inspected(REPORT, raw.hex().encode()).authentic()
+    found = inspected(raw)
+    assert (found.kind, found.facts["encoding"], found.authentic()) == ("certificate", "SNP certificate table", True)
+    assert not inspected(raw[:200]).authentic()
 
 
 def test_told_kind_is_found_inside() -> None:
@@ -185,3 +206,21 @@ def test_nonce_in_base64(quoted: dict[str, bytes]) -> None:
     beside = (quoted["signature"], quoted["public_key"])
     assert ids(inspected(quoted["quote"], *beside, base64.b64encode(quoted["nonce"])))["tpm.nonce"] == "ok"
     assert ids(inspected(quoted["quote"], *beside, base64.b64encode(bytes(32))))["tpm.nonce"] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"), [("public_key", "tpm-public"), ("signature", "tpm-signature"), ("nonce", identify.UNKNOWN)]
+)
+def test_a_piece_alone_is_named_and_proves_nothing(quoted: dict[str, bytes], part: str, kind: str) -> None:
+    for raw in (quoted[part], quoted[part].hex().encode()):
+        found = inspected(raw)
+        assert (found.kind, found.authentic()) == (kind, False)
+
+
+def test_pcr_values_and_a_bare_key_alone(quoted: dict[str, bytes]) -> None:
+    found = inspected(json.dumps({"sha256": {"0": "00" * 32}}).encode())
+    assert (found.kind, found.facts["pcrs"], found.authentic()) == ("pcr-values", {"sha256": {"0": "00" * 32}}, False)
+    key = VENDOR.chip.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    assert (inspected(key).kind, inspected(key).authentic()) == ("public-key", False)
+    assert len(str(inspected(key).facts["spki_sha256"])) == 64
+    assert inspected(quoted["public_key"]).facts["name"]

@@ -13,13 +13,14 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
+from cosmian_vm.endorsements.amd import load_certificate
+from cosmian_vm.errors import EndorsementError
 from cosmian_vm.inspection.model import CERTIFICATE, PUBLIC_KEY, Material
 
 __all__ = ["FileKey", "FileSignature", "key_id", "keys_in", "parse_signature", "verifies"]
@@ -73,11 +74,9 @@ def keys_in(material: Material) -> Iterator[FileKey]:
             continue
         try:
             key: object = (
-                x509.load_der_x509_certificate(item.raw).public_key()
-                if item.kind == CERTIFICATE
-                else load_der_public_key(item.raw)
+                load_certificate(item.raw).public_key() if item.kind == CERTIFICATE else load_der_public_key(item.raw)
             )
-        except (ValueError, UnsupportedAlgorithm):
+        except (EndorsementError, ValueError, TypeError, UnsupportedAlgorithm):
             continue
         if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
             yield FileKey(item.name, key)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from hashlib import new as new_hash
 from hashlib import sha256
 
-from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
-from cosmian_vm.errors import EvidenceFormatError
+from cosmian_vm.endorsements.amd import load_certificate
+from cosmian_vm.errors import EndorsementError, EvidenceFormatError
 from cosmian_vm.evidence.azure import parse_hcl_report, runtime_data
 from cosmian_vm.evidence.ima import BOOT_AGGREGATE, IMA_PCR, PCR_SIZES, ImaEntry, extension, parse_ascii, parse_binary
 from cosmian_vm.evidence.tpm import (
@@ -164,8 +164,8 @@ def _tpm_key(name: str, raw: bytes) -> Key:
 def _bare_key(raw: bytes, *, certificate: bool) -> SigningKey | None:
     """An RSA or elliptic curve key; None for any other, which no TPM has."""
     try:
-        key = x509.load_der_x509_certificate(raw).public_key() if certificate else load_der_public_key(raw)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = load_certificate(raw).public_key() if certificate else load_der_public_key(raw)
+    except (EndorsementError, ValueError, TypeError, UnsupportedAlgorithm):
         return None
     return key if isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) else None
 

@@ -6,11 +6,14 @@ keeps it only where the inside is.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from cosmian_vm.errors import EvidenceFormatError
+from cosmian_vm.evidence.snp import CertificateLayout, parse_certificates
 from cosmian_vm.inspection._quote_texts import from_json, from_line, from_tool_output, plain_base64
 
 __all__ = ["Wrapped", "layers"]
@@ -21,7 +24,7 @@ _MAX_TEXT = 256 * 1024 * 1024
 _HEX = re.compile(rb"(?:0[xX])?[0-9A-Fa-f]{2}(?:[\s:,;]*(?:0[xX])?[0-9A-Fa-f]{2})*[\s,;]*\Z")
 _HEX_BETWEEN = re.compile(rb"0[xX]|[\s:,;]+")
 _DUMP_LINE = re.compile(
-    rb"[0-9a-fA-F]{6,16}:?[ \t]+((?:[0-9a-fA-F]{2,4}[ \t]{1,2}){1,16}|[0-9a-fA-F]{2,32})(?:[ \t|].*)?"
+    rb"[0-9a-fA-F]{6,16}:?[ \t]+((?:(?:[0-9a-fA-F]{2}){1,2}[ \t]{1,2}){1,16}|(?:[0-9a-fA-F]{2}){1,16})(?:[ \t|].*)?"
 )
 _OFFSET = re.compile(rb"[0-9a-fA-F]{6,16}(?=:|[ \t]|$)")
 _DUMP_WIDTH = 16
@@ -32,6 +35,7 @@ _PEM = re.compile(
 )
 _PEM_OBJECTS = frozenset({b"CERTIFICATE", b"TRUSTED CERTIFICATE", b"X509 CERTIFICATE", b"X509 CRL", b"PUBLIC KEY"})
 """PEM blocks that are read as they are."""
+_TABLES = (CertificateLayout.GHCB, CertificateLayout.TYPED, CertificateLayout.TYPED_OLD, CertificateLayout.COUNTED)
 _AROUND = b" \t\r\n\x00"
 
 _ATTEST_MAGIC = b"\xffTCG"
@@ -73,6 +77,22 @@ def _tpm2b(raw: bytes) -> Wrapped | None:
     if raw[2:6] != _ATTEST_MAGIC or size > len(raw) - 2 or any(raw[2 + size :]):
         return None
     return Wrapped("TPM2B_ATTEST", raw[2 : 2 + size])
+
+
+def _certificate_table(raw: bytes) -> Wrapped | None:
+    """The table of certificates that comes beside an SNP report (``auxblob``), as PEM text."""
+    try:
+        table = parse_certificates(raw)
+    except EvidenceFormatError:
+        return None
+    if table.layout not in _TABLES or not (table.certificates or table.crls):
+        return None
+    blocks = [("CERTIFICATE", der) for der in table.certificates] + [("X509 CRL", der) for der in table.crls]
+    text = b"".join(
+        f"-----BEGIN {label}-----\n".encode() + base64.encodebytes(der) + f"-----END {label}-----\n".encode()
+        for label, der in blocks
+    )
+    return Wrapped("SNP certificate table", text)
 
 
 def _snp_response(raw: bytes) -> Wrapped | None:
@@ -170,6 +190,7 @@ def _base64(raw: bytes) -> Wrapped | None:
 
 _READERS: tuple[Callable[[bytes], Wrapped | None], ...] = (
     _tpm2b,
+    _certificate_table,
     _snp_response,
     _pem,
     _json,

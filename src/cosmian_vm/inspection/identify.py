@@ -37,6 +37,7 @@ _MODULES = (
     "snapshot",
     "bundle",
     "ima",
+    "pieces",
 )
 """Modules of this package that export KINDS, most specific format first: the first that matches wins."""
 

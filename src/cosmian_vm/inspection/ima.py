@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from cryptography import x509
-
-from cosmian_vm.errors import EvidenceFormatError
+from cosmian_vm.endorsements.amd import load_certificate
+from cosmian_vm.errors import EndorsementError, EvidenceFormatError
 from cosmian_vm.evidence.ima import (
     BOOT_AGGREGATE,
     IMA_PCR,
@@ -171,8 +170,8 @@ def _buffer_facts(fields: ImaFields) -> Facts:
     if digest is not None:
         facts[f"buffer_{fields.digest_algorithm}"] = hexed(digest)
     try:
-        certificate = x509.load_der_x509_certificate(buffer)
-    except ValueError:
+        certificate = load_certificate(buffer)
+    except EndorsementError:
         return facts
     facts["certificate"] = certificate_facts(certificate)
     for key in keys_in(Material((Item("certificate", "", buffer),))):
