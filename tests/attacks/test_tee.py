@@ -127,10 +127,27 @@ def test_report_of_an_older_tcb(machine: Machine, judge: Judge) -> None:
     assert judge.failed(machine.evidence(NONCE)) == {"tee.tcb"}
 
 
+@pytest.mark.parametrize("component", ["bl", "snp", "ucode"])
+def test_firmware_older_than_at_the_snapshot(machine: Machine, judge: Judge, component: str) -> None:
+    """The host went back to firmware with known holes; chip, certificate and report agree on it."""
+    assert machine.tee is not None
+    older = {**DEFAULT_TCB, component: DEFAULT_TCB[component] - 1}
+    _under(machine, machine.vendor.new_chip(chip_id=machine.vendor.chip_id, tcb=older))
+    assert judge.failed(machine.evidence(NONCE)) == {"tee.tcb"}
+
+
+def test_firmware_newer_than_at_the_snapshot_is_welcome(machine: Machine, judge: Judge) -> None:
+    assert machine.tee is not None
+    newer = {**DEFAULT_TCB, "ucode": DEFAULT_TCB["ucode"] + 1}
+    _under(machine, machine.vendor.new_chip(chip_id=machine.vendor.chip_id, tcb=newer))
+    assert judge.failed(machine.evidence(NONCE)) == set()
+
+
 def test_firmware_below_the_minimum(machine: Machine, judge: Judge) -> None:
     """All genuine and consistent, but older than the policy allows."""
     old = {**DEFAULT_TCB, "snp": 8}
     _under(machine, machine.vendor.new_chip(chip_id=machine.vendor.chip_id, tcb=old))
+    judge = replace(judge, snapshot=machine.snapshot())
     assert judge.failed(machine.evidence(NONCE)) == set()
     assert judge.with_policy(minimum_tcb={"Milan": {"snp": 20}}).failed(machine.evidence(NONCE)) == {"tee.tcb"}
 

@@ -153,6 +153,7 @@ def build(inputs: SnapshotInputs) -> Snapshot:
         owners=inputs.owners,
         vmpl=report.vmpl,
         host_data=report.host_data.hex(),
+        reported_tcb=report.reported_tcb.hex(),
         unreadable=tuple((ima.format_path(path), reason) for path, reason in inputs.unreadable),
         not_on_disk=_entries(missing),
     )

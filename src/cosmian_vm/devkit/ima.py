@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from hashlib import new as new_hash
 
 from cosmian_vm.devkit.pcrs import BANKS, PcrBanks
+from cosmian_vm.evidence._ima_ascii import serialise_ascii  # loaded now, and not while an agent serves a call
 from cosmian_vm.evidence.ima import (
     BOOT_AGGREGATE,
     ImaEntry,
@@ -18,7 +19,6 @@ from cosmian_vm.evidence.ima import (
     make_entry,
     make_violation,
     parse_binary,
-    serialise_ascii,
     serialise_binary,
 )
 

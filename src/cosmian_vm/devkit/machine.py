@@ -233,6 +233,7 @@ class Machine:
             "tee_policy": TeePolicy(sev=SevPolicy.of_report(report)),
             "vmpl": report.vmpl,
             "host_data": report.host_data.hex(),
+            "reported_tcb": report.reported_tcb.hex(),
             "version": FORMAT_VERSION,
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "agent_version": "devkit",

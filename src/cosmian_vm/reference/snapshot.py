@@ -98,8 +98,8 @@ class Snapshot(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     its content; where a path is not UTF-8 it has U+FFFD there, and ``path_bytes`` (by index in ``filehashes``) has its
     exact bytes. ``unreadable``: path and reason. ``not_on_disk``: path and digest of what has run but is not on disk
     in that form; these are in ``filehashes`` too. ``ima_policy``: path and digest of each policy file that the IMA list
-    had measured. ``owners``: () is an unclaimed machine. ``created``: RFC 3339, UTC. ``clock``: milliseconds.
-    ``boot_pcrs``: the sha256 bank, see BOOT_PCRS.
+    had measured. ``reported_tcb``: of the SNP report, 8 bytes, below which no later one may fall. ``owners``: () is an
+    unclaimed machine. ``created``: RFC 3339, UTC. ``clock``: milliseconds. ``boot_pcrs``: sha256 bank, see BOOT_PCRS.
 
     Raises ValueError where a value has the wrong form.
     """
@@ -121,6 +121,7 @@ class Snapshot(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     rtmrs: tuple[str, str, str, str] | None = None
     vmpl: U32 | None = None
     host_data: str | None = None
+    reported_tcb: str | None = None
     enclave: Enclave | None = None
     without_tpm: bool = False
     ima_policy: tuple[tuple[str, str], ...] | None = None
@@ -179,6 +180,8 @@ def _check_platform(snapshot: Snapshot) -> None:
         raise ValueError("clock must fit 64 bits")
     if snapshot.host_data is not None:
         check_hex("host_data", snapshot.host_data, 32)
+    if snapshot.reported_tcb is not None:
+        check_hex("reported_tcb", snapshot.reported_tcb, 8)
     for value in snapshot.rtmrs or ():
         check_hex("rtmrs", value, 48)
     if snapshot.ak_name is not None and len(check_hex("ak_name", snapshot.ak_name)) not in _AK_NAME_SIZES:

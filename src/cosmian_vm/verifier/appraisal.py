@@ -289,6 +289,7 @@ _WHERE_COMPARED = {
     "filehashes": "ima.files",
     "vmpl": "tee.measurement",
     "host_data": "tee.measurement",
+    "reported_tcb": "tee.tcb",
 }
 """What every snapshot of our own has on an SNP machine (the first five unless it was taken without a TPM)."""
 

@@ -64,6 +64,7 @@ def reference_from(evidence: Evidence, draft: Snapshot, policy: Policy, *, now: 
         owners=owners,
         vmpl=report.vmpl,
         host_data=report.host_data.hex(),
+        reported_tcb=report.reported_tcb.hex(),
         without_tpm=without_tpm,
         **values,
     )

@@ -111,7 +111,7 @@ def appraise_snp(
         _signature(report, origin),
         _chain(report, origin),
         _revocation(origin, now),
-        check_tcb(report, origin.chip, policy),
+        check_tcb(report, origin.chip, policy, reference),
         check_debug(report, reference, policy),
         _report_data(report, report_data),
         _measurement(report, reference, policy),
@@ -168,9 +168,13 @@ def _revocation(origin: Origin, now: datetime) -> Check:
     return check_revocation(origin.link, origin.gathered.crls, now)
 
 
-def check_tcb(report: SnpReport, chip: ChipCertificate | None, policy: Policy) -> Check:
-    """``tee.tcb``. The chip key is derived from the TCB: REPORTED_TCB must be the one in the certificate. The minimum
-    holds for all four TCBs: what is reported, what runs, what the host can go back to, what the guest started on.
+def check_tcb(
+    report: SnpReport, chip: ChipCertificate | None, policy: Policy, reference: Snapshot | None = None
+) -> Check:
+    """``tee.tcb``. The chip key is derived from the TCB: REPORTED_TCB must be the one in the certificate. The policy's
+    minimum holds for all four TCBs: what is reported, what runs, what the host can go back to, what the guest started
+    on. No component of REPORTED_TCB may be lower than in the snapshot: a host that goes back to firmware with known
+    holes could forge everything.
     """
     if chip is None:
         return fail("tee.tcb", f"The firmware versions are unproven: {missing_certificate(report)}")
@@ -196,6 +200,10 @@ def check_tcb(report: SnpReport, chip: ChipCertificate | None, policy: Policy) -
         for name, least in minimum.items()
         if tcb.components.get(name, -1) < least
     ]
+    if reference is not None and reference.reported_tcb is not None:
+        then = decode_tcb(bytes.fromhex(reference.reported_tcb), layout)
+        now = reported.components
+        low += [f"{name} is {now[name]}, it was {svn}" for name, svn in then.components.items() if now[name] < svn]
     if low:
         return fail("tee.tcb", f"The host's firmware is too old ({low[0]}): have the provider update it", low[1:])
     details = [f"{which}: {tcb}" for which, tcb in others.items()]
