@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.evidence.snp import Product, serialise_v1
@@ -40,7 +41,7 @@ def failed(found: Inspection) -> set[str]:
     return {c.id for c in found.checks if c.status == "fail"}
 
 
-@pytest.mark.parametrize("version", [2, 3, 5])
+@pytest.mark.parametrize("version", [2, 3, 4, 5])
 @pytest.mark.parametrize("product", list(Product))
 @pytest.mark.parametrize("vlek", [False, True])
 def test_every_version_and_product(keys: VendorKeys, product: Product, version: int, vlek: bool) -> None:
@@ -118,3 +119,9 @@ def test_bytes_behind_a_report_are_counted(vendor: AmdVendor) -> None:
     broken = inspected(vendor.sign_report() + (1).to_bytes(8, "little") + b"\x03", vendor, *vendor.certificates)
     assert "certificate table" in broken.problem
     assert not broken.authentic()
+
+
+def test_words_before_the_certificates_do_not_hide_them(vendor: AmdVendor) -> None:
+    text = b"".join(b"# one of three\n" + c.public_bytes(Encoding.PEM) for c in (vendor.chip, vendor.ask, vendor.ark))
+    assert inspected(vendor.sign_report() + text, vendor).authentic()
+    assert not inspected(vendor.sign_report() + b"\0words" + text, vendor, trusted=False).authentic()

@@ -48,6 +48,7 @@ _OTHER, _OTHER_OLD = 6, 3
 
 _PEM_MARK = b"-----BEGIN "
 _PEM_BLOCK = rb"-----BEGIN ([A-Z0-9 ]{1,40})-----([^-]*)-----END ([A-Z0-9 ]{1,40})-----"
+_PEM_WORDS = 4096
 _PEM_BLANK = b" \t\r\n\x00"
 
 _TAG_SEQUENCE, _TAG_INTEGER, _TAG_VERSION, _TAG_SET, _TAG_OID = 0x30, 0x02, 0xA0, 0x31, 0x06
@@ -89,7 +90,7 @@ def parse_certificates(data: bytes, *, base: int = 0) -> CertificateTable:
     if not any(data):
         layout = CertificateLayout.TYPED if len(data) == 8 else CertificateLayout.NONE
         return CertificateTable(layout=layout, trailing=0 if len(data) == 8 else len(data))
-    if data.lstrip(_PEM_BLANK).startswith(_PEM_MARK):
+    if _starts_pem(data):
         return _read_pem_layout(data, base)
     first, second = int.from_bytes(data[:4], "little"), int.from_bytes(data[4:8], "little")
     if len(data) >= 8 and 1 <= first <= MAX_OBJECTS:
@@ -100,6 +101,13 @@ def parse_certificates(data: bytes, *, base: int = 0) -> CertificateTable:
     if _looks_like_ghcb(data):
         return _read_ghcb(data, base)
     return CertificateTable(layout=CertificateLayout.UNKNOWN, trailing=len(data))
+
+
+def _starts_pem(data: bytes) -> bool:
+    """PEM text, perhaps with words before its first block."""
+    mark = data.find(_PEM_MARK, 0, _PEM_WORDS)
+    words = data[: max(mark, 0)].strip(_PEM_BLANK)
+    return mark >= 0 and words.isascii() and b"\x00" not in words
 
 
 def split_objects(blob: bytes, what: str = "certificate") -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
