@@ -46,4 +46,4 @@ def _withholds(check: Check) -> bool:
 
 def _opened(group: Group) -> bool:
     """Groups with something to read are open when the page is."""
-    return group.status is not Status.OK
+    return any(check.status is not Status.OK for check in group.checks)
