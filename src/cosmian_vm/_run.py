@@ -44,9 +44,10 @@ def find_program(name: str, path: str = SYSTEM_PATH) -> str:
     return found
 
 
-def run(argv: Sequence[str], *, seconds: float) -> Completed:
+def run(argv: Sequence[str], *, seconds: float, descriptors: Sequence[int] = ()) -> Completed:
     """Run ``argv`` (an absolute path and its arguments) without input, output and errors together.
 
+    ``descriptors``: of ours, which it has too, by the same numbers (a secret goes that way, never in ``argv``).
     After ``seconds`` it is killed with all that it started. Raises AttesterError for that, and where it cannot start.
     """
     try:
@@ -58,6 +59,7 @@ def run(argv: Sequence[str], *, seconds: float) -> Completed:
             bufsize=0,
             start_new_session=True,
             cwd="/",
+            pass_fds=tuple(descriptors),
         )
     except OSError as exc:
         raise AttesterError(f"{argv[0]} cannot be started: {exc.strerror or exc}") from exc

@@ -1,0 +1,44 @@
+"""The container's step of the agent's first launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cosmian_vm.errors import AttesterError
+from cosmian_vm.luks._commands import Machine
+from cosmian_vm.luks.container import Container
+from cosmian_vm.luks.place import DEFAULT_PCRS, Place
+
+__all__ = ["FIRST_SIZE", "provide"]
+
+FIRST_SIZE = 500_000_000 // 4096 * 4096
+"""Size of the container that a first launch makes, in bytes."""
+
+
+def provide(
+    place: Place,
+    tpm: str,
+    *,
+    new_machine: bool,
+    size: int = FIRST_SIZE,
+    pcrs: Sequence[int] = DEFAULT_PCRS,
+    machine: Machine | None = None,
+) -> bool:
+    """Open the container, or make it where there never was one. Idempotent; a kill at any point is made good here.
+
+    ``new_machine``: the TPM holds no attestation key yet, so nothing can have been kept here. That is what tells a
+    first launch from a machine whose container, header and record somebody has deleted: to pass for new, the
+    attestation key must be deleted as well, and then `tpm.ak` fails. So this step comes *before* the keys are made.
+    Gives whether it was made now. Raises AttesterError (locked, and why), InputError (no room).
+    """
+    container = Container(place, tpm, pcrs=pcrs, machine=machine)
+    if container.exists():
+        container.open()
+        return False
+    if not new_machine:
+        raise AttesterError(
+            f"{place.location}: there is no container, yet this machine has been set up before: none is made anew; put "
+            "container and header back, or make one with `cosmian_fstool --size 500MB`"
+        )
+    container.create(size)
+    return True
