@@ -275,3 +275,9 @@ def live(config: AgentConfig, platform: Platform) -> Iterator[Callable[..., Live
     yield start
     for end in endings:
         end()
+
+
+@pytest.fixture(scope="session")
+def live_at() -> Callable[[str, int, AgentConfig], LiveAgent]:
+    """Ways to talk to an agent that was started otherwise."""
+    return LiveAgent

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from cosmian_vm.agent.answers import Shares
-from cosmian_vm.agent.tls import TlsIdentity
+from cosmian_vm.agent.tls import Identity
 from cosmian_vm.errors import OrderError
 
 __all__ = ["MAX_CONNECTIONS", "make_protocol"]
@@ -37,7 +37,7 @@ MAX_OF_ONE_CLIENT = 128
 """Of these, how many one client may have: nobody alone takes all."""
 
 
-def make_protocol(identity: TlsIdentity) -> type[HttpToolsProtocol]:
+def make_protocol(identity: Identity) -> type[HttpToolsProtocol]:
     """The protocol class of a server that shows ``identity``."""
 
     class Protocol(_Protocol):
@@ -48,7 +48,7 @@ def make_protocol(identity: TlsIdentity) -> type[HttpToolsProtocol]:
 
 
 class _Protocol(HttpToolsProtocol):
-    tls: TlsIdentity
+    tls: Identity
     places: Shares
 
     def __init__(

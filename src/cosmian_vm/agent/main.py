@@ -6,7 +6,7 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,8 +16,11 @@ from cosmian_vm import __version__
 from cosmian_vm.agent import first_launch
 from cosmian_vm.agent.collector import Collector
 from cosmian_vm.agent.config import CONFIG_VARIABLE, DEFAULT_CONFIG, PREINIT_VARIABLE, AgentConfig, load
+from cosmian_vm.agent.first_launch import TlsFiles
 from cosmian_vm.agent.front import create_app
 from cosmian_vm.agent.log import LOGGER, configure, describe
+from cosmian_vm.agent.orders import Orders
+from cosmian_vm.agent.privileges import FrontUser, find_front_user
 from cosmian_vm.agent.server import listen, serve
 from cosmian_vm.agent.storage import Storage
 from cosmian_vm.agent.tls import TlsIdentity
@@ -28,6 +31,8 @@ __all__ = ["main", "run"]
 
 _OPEN_FILES = 16384
 
+_Serve = Callable[[Orders], Coroutine[None, None, None]]
+
 
 def run(
     config: AgentConfig,
@@ -35,15 +40,17 @@ def run(
     *,
     preinit: bool = True,
     on_ready: Callable[[str, int], None] | None = None,
+    front: FrontUser | None = None,
 ) -> None:
     """Serve this machine until SIGTERM or SIGINT.
+
+    ``front``: whom the front is to run as, in a process of its own; None: front and collector are this one process.
 
     ``preinit``: make what the first launch makes (AK, certificate). ``on_ready`` is called once with address and port
     when connections are taken: with port 0 in ``config``, this is how the chosen one is known.
 
     Raises ConfigError where configuration, certificate or port cannot be used.
     """
-    # Front and collector are one process here; what passes between them is agent.orders and nothing else.
     listener = listen(config.host, config.port)
     try:
         storage = Storage(config)
@@ -52,26 +59,36 @@ def run(
         files = first_launch.prepare(
             config, storage, preinit=preinit, hostname=socket.gethostname(), now=datetime.now(UTC)
         )
-        identity = TlsIdentity(files.certificate, files.key)
+        serve_it = _with_front_apart(files, listener, front, on_ready) if front else _here(files, listener, on_ready)
         if config.owners == "anyone":
             LOGGER.warning('owners = "anyone": every client that reaches this agent may give it orders')
-        uvloop.run(_serve(Collector(config, platform, storage=storage), identity, listener, on_ready))
+        uvloop.run(_serve(Collector(config, platform, storage=storage), serve_it))
     finally:
         listener.close()
 
 
-async def _serve(
-    collector: Collector,
-    identity: TlsIdentity,
-    listener: socket.socket,
-    on_ready: Callable[[str, int], None] | None,
-) -> None:
+def _here(files: TlsFiles, listener: socket.socket, on_ready: Callable[[str, int], None] | None) -> _Serve:
+    identity = TlsIdentity(files.certificate, files.key)
+    return lambda orders: serve(create_app(orders), identity, listener, on_ready=on_ready)
+
+
+def _with_front_apart(
+    files: TlsFiles, listener: socket.socket, user: FrontUser, on_ready: Callable[[str, int], None] | None
+) -> _Serve:
+    from cosmian_vm.agent.front_parent import serve_apart  # not needed where there is one process
+    from cosmian_vm.agent.handover import MaterialFiles
+
+    material = MaterialFiles(files.certificate, files.key)
+    return lambda orders: serve_apart(orders, material, listener, user, on_ready)
+
+
+async def _serve(collector: Collector, serve_orders: _Serve) -> None:
     try:
         await collector.version()
     except CosmianVmError as exc:
         LOGGER.error("the devices of this machine do not answer: %s", describe(exc))
     try:
-        await serve(create_app(collector), identity, listener, on_ready=on_ready)
+        await serve_orders(collector)
     finally:
         await collector.close()
 
@@ -100,7 +117,8 @@ def main() -> None:
     _set_limits()
     try:
         config = load(arguments.config)
-        run(config, detect(config.tpm_device), preinit=os.environ.get(PREINIT_VARIABLE) != "0")
+        preinit = os.environ.get(PREINIT_VARIABLE) != "0"
+        run(config, detect(config.tpm_device), preinit=preinit, front=find_front_user())
     except InputError as exc:
         sys.exit(_fail(exc, 2))
     except CosmianVmError as exc:

@@ -17,7 +17,7 @@ from uvicorn.server import Server
 from cosmian_vm.agent.asgi import ASGIApp
 from cosmian_vm.agent.http_protocol import MAX_CONNECTIONS, _Protocol, make_protocol
 from cosmian_vm.agent.log import LOGGER, describe
-from cosmian_vm.agent.tls import TlsIdentity
+from cosmian_vm.agent.tls import Identity
 from cosmian_vm.errors import ConfigError
 
 __all__ = ["listen", "serve"]
@@ -57,7 +57,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 async def serve(
     app: ASGIApp,
-    identity: TlsIdentity,
+    identity: Identity,
     listener: socket.socket,
     *,
     on_ready: Callable[[str, int], None] | None = None,
@@ -134,7 +134,7 @@ def _announce(address: tuple[Any, ...], on_ready: Callable[[str, int], None] | N
         on_ready(host, port)
 
 
-async def _watch(identity: TlsIdentity) -> None:
+async def _watch(identity: Identity) -> None:
     """Certificates are picked up also when nobody connects: older connections do not linger."""
     while True:
         await asyncio.sleep(_REFRESH_SECONDS)

@@ -23,7 +23,7 @@ from cosmian_vm.agent.log import LOGGER
 from cosmian_vm.certificates import leaf_problem
 from cosmian_vm.errors import ConfigError, EndorsementError
 
-__all__ = ["TlsIdentity"]
+__all__ = ["FileWatch", "Generation", "Identity", "TlsIdentity", "load_context", "warn_of"]
 
 _POLL_SECONDS = 1.0
 _SETTLED_SECONDS = 2.0
@@ -37,25 +37,17 @@ _Signature = tuple[tuple[int, int, int, int], ...]
 _Context = TypeVar("_Context", bound=ssl.SSLContext)
 
 
-class _Generation(ssl.SSLContext):
+class Generation(ssl.SSLContext):
     """A context with a certificate; ``leaf`` is what clients of it see, DER."""
 
     leaf: bytes
 
 
-class TlsIdentity:
-    """Certificate chain and private key, two PEM files. ``context`` is for the listening socket.
+class Identity:
+    """Which certificate is shown, and which was shown to whom. ``context`` is for the listening socket."""
 
-    Raises ConfigError where the files cannot be used at start; later, what cannot be used is logged and the present
-    certificate stays.
-    """
-
-    def __init__(self, certificate: Path, key: Path) -> None:
-        self._files = (certificate, key)
-        self._signature = self._look()
-        self._present = _load(certificate, key)
-        self._loaded_at = time.time()
-        self._checked = time.monotonic()
+    def __init__(self, present: Generation) -> None:
+        self._present = present
         self._sessions: OrderedDict[bytes, bytes] = OrderedDict()
         self.on_change: Callable[[], None] = lambda: None
         self.context = _new_context(ssl.SSLContext)
@@ -74,7 +66,7 @@ class TlsIdentity:
         if connection.session_reused:
             return self._sessions.get(session.id) if session is not None else None
         context = connection.context
-        if not isinstance(context, _Generation):
+        if not isinstance(context, Generation):
             return None
         if session is not None and session.id:
             self._sessions[session.id] = context.leaf
@@ -83,30 +75,66 @@ class TlsIdentity:
         return context.leaf
 
     def refresh(self) -> None:
-        """Pick up changed files; the disk is looked at no more than once a second."""
-        now = time.monotonic()
-        if now - self._checked < _POLL_SECONDS:
-            return
-        self._checked = now
-        signature = self._look()
-        if signature == self._signature and not self._unsettled(signature):
-            return
-        self._signature = signature
-        self._loaded_at = time.time()
-        try:
-            fresh = _load(*self._files)
-        except ConfigError as exc:
-            LOGGER.warning("TLS certificate: the present one stays in use: %s", exc)
-            return
+        """Pick up what has changed; the server calls it again and again."""
+
+    def _use(self, fresh: Generation, name: Path) -> None:
+        """Show ``fresh``, which came from the file ``name``, from now on."""
         changed = fresh.leaf != self._present.leaf
         self._present = fresh
         if changed:
-            LOGGER.info("TLS certificate: %s is in use now; older connections are closed", self._files[0])
+            LOGGER.info("TLS certificate: %s is in use now; older connections are closed", name)
             self.on_change()
 
     def _greet(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         self.refresh()
         connection.context = self._present
+
+
+class TlsIdentity(Identity):
+    """Certificate chain and private key, two PEM files.
+
+    Raises ConfigError where the files cannot be used at start; later, what cannot be used is logged and the present
+    certificate stays.
+    """
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self._files = (certificate, key)
+        self._watch = FileWatch(self._files)
+        super().__init__(_load(certificate, key))
+
+    def refresh(self) -> None:
+        """Pick up changed files; the disk is looked at no more than once a second."""
+        if not self._watch.changed():
+            return
+        try:
+            fresh = _load(*self._files)
+        except ConfigError as exc:
+            LOGGER.warning("TLS certificate: the present one stays in use: %s", exc)
+            return
+        self._use(fresh, self._files[0])
+
+
+class FileWatch:
+    """Whether files have changed since they were read; the first time is right after this is made."""
+
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        self._files = files
+        self._signature = self._look()
+        self._read_at = time.time()
+        self._checked = time.monotonic()
+
+    def changed(self) -> bool:
+        """Whether to read them again, now; the disk is looked at no more than once a second."""
+        now = time.monotonic()
+        if now - self._checked < _POLL_SECONDS:
+            return False
+        self._checked = now
+        signature = self._look()
+        if signature == self._signature and not self._unsettled(signature):
+            return False
+        self._signature = signature
+        self._read_at = time.time()
+        return True
 
     def _look(self) -> _Signature:
         """What tells one state of the files from another."""
@@ -118,9 +146,9 @@ class TlsIdentity:
         return tuple(seen)
 
     def _unsettled(self, signature: _Signature) -> bool:
-        """Whether a file had changed just before it was loaded: it may have changed once more in the same tick."""
+        """Whether a file had changed just before it was read: it may have changed once more in the same tick."""
         newest = max((changed for *_, changed in signature), default=0) / 1e9
-        return 0 <= self._loaded_at - newest < _SETTLED_SECONDS
+        return 0 <= self._read_at - newest < _SETTLED_SECONDS
 
 
 def _new_context(kind: type[_Context]) -> _Context:
@@ -132,33 +160,50 @@ def _new_context(kind: type[_Context]) -> _Context:
     return context
 
 
-def _load(certificate: Path, key: Path) -> _Generation:
+def _load(certificate: Path, key: Path) -> Generation:
     for path in (certificate, key):
         try:
             with path.open("rb"):
                 pass
         except OSError as exc:
             raise ConfigError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
-    context = _new_context(_Generation)
+    context = load_context(certificate, key, (certificate, key))
+    warn_of(context.leaf, certificate)
+    return context
+
+
+def load_context(certificate: Path, key: Path, names: tuple[Path, Path]) -> Generation:
+    """A context that shows the certificate. ``names``: what the two files are called in errors.
+
+    Raises ConfigError where they cannot be used.
+    """
+    context = _new_context(Generation)
     try:
         # The empty password: OpenSSL would ask for one on the terminal.
         context.load_cert_chain(os.fspath(certificate), os.fspath(key), password="")
     except ssl.SSLError as exc:
         reason = exc.reason or str(exc)
         if reason == "KEY_VALUES_MISMATCH":
-            raise ConfigError(f"{certificate} and {key}: certificate and key do not belong together") from exc
+            raise ConfigError(f"{names[0]} and {names[1]}: certificate and key do not belong together") from exc
         text = "expected are a certificate chain, the server's first, and its key without a password, both PEM"
-        raise ConfigError(f"{certificate} and {key}: cannot be used ({reason}); {text}") from exc
+        raise ConfigError(f"{names[0]} and {names[1]}: cannot be used ({reason}); {text}") from exc
     except OSError as exc:
-        raise ConfigError(f"{certificate} and {key}: cannot be read: {exc.strerror or exc}") from exc
+        raise ConfigError(f"{names[0]} and {names[1]}: cannot be read: {exc.strerror or exc}") from exc
     try:
         context.leaf = _shown_by(context)
-        problem = leaf_problem(context.leaf)
-    except (ssl.SSLError, EndorsementError) as exc:
-        raise ConfigError(f"{certificate}: no client can use it: {exc}") from exc
-    if problem:
-        LOGGER.warning("%s %s: clients may refuse it", certificate, problem)
+    except ssl.SSLError as exc:
+        raise ConfigError(f"{names[0]}: no client can use it: {exc}") from exc
     return context
+
+
+def warn_of(leaf: bytes, name: Path) -> None:
+    """Log what clients may dislike about the certificate. Raises ConfigError where none can use it."""
+    try:
+        problem = leaf_problem(leaf)
+    except EndorsementError as exc:
+        raise ConfigError(f"{name}: no client can use it: {exc}") from exc
+    if problem:
+        LOGGER.warning("%s %s: clients may refuse it", name, problem)
 
 
 def _shown_by(context: ssl.SSLContext) -> bytes:
