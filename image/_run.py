@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SSH_KEY = ROOT / ".cache" / "image" / "ssh_key"
 
 TO_TRY = """
-The VM is up at {url}, and stays until image/run --stop. Its TEE is SIMULATED; kernel, IMA and TPM commands are real ones.
+The VM is up at {url}, and stays until image/run --stop. Its TEE is SIMULATED; kernel and IMA are real.
 
   . {activate}
   cosmian_vm --url {url} --allow-insecure-tls snapshot --trust-root {root}

@@ -1,7 +1,7 @@
-"""The agent in a booted machine that has no TEE: the real agent, kernel lists and TPM, and a simulated SNP beside them.
+"""The agent in a booted machine without TEE: the real agent, kernel lists and TPM, and a simulated SNP beside them.
 
-``image/build --simulated-tee`` installs this module as the image's ``cosmian_vm_agent``, with the simulated vendor's keys
-in the folder ``VENDOR``. Nothing that it signs passes a verification without ``--trust-root``.
+``image/build --simulated-tee`` installs this module as the image's ``cosmian_vm_agent``, with the simulated vendor's
+keys in the folder ``VENDOR``. Nothing that it signs passes a verification without ``--trust-root``.
 """
 
 from __future__ import annotations

@@ -166,8 +166,10 @@ class QemuVm:
         log = self.folder / "processes.log"
         tpm = f"{state.sockets}/tpm"
         self._swtpm.start(
-            ["swtpm", "socket", "--tpm2", "--terminate", "--tpmstate", f"dir={self.folder / 'tpm'}"]
-            + ["--ctrl", f"type=unixio,path={tpm},mode=0600"],
+            [
+                *("swtpm", "socket", "--tpm2", "--terminate", "--tpmstate", f"dir={self.folder / 'tpm'}"),
+                *("--ctrl", f"type=unixio,path={tpm},mode=0600"),
+            ],
             log=log,
         )
         try:
@@ -207,6 +209,14 @@ class QemuVm:
                 raise AttesterError(f"the VM {what}; what it said: {self.serial_log}, {self.folder / 'processes.log'}")
             time.sleep(0.5)
         return time.monotonic() - began
+
+    def wait_gone(self, seconds: float = _POWER_OFF_SECONDS) -> None:
+        """Wait until the agent no longer answers: the guest goes down. Raises AttesterError."""
+        port, end = self._state().agent_port, time.monotonic() + seconds
+        while _answers(port):
+            if time.monotonic() > end:
+                raise AttesterError(f"the VM did not go down within {seconds:.0f} s")
+            time.sleep(0.5)
 
     def reset(self) -> None:
         """The reset button: a warm reboot, without asking the guest."""
