@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -20,12 +21,14 @@ from cosmian_vm.agent.first_launch import TlsFiles
 from cosmian_vm.agent.front import create_app
 from cosmian_vm.agent.log import LOGGER, configure, describe
 from cosmian_vm.agent.orders import Orders
-from cosmian_vm.agent.privileges import FrontUser, find_front_user
 from cosmian_vm.agent.server import listen, serve
 from cosmian_vm.agent.storage import Storage
 from cosmian_vm.agent.tls import TlsIdentity
 from cosmian_vm.attester.platform import Platform, detect
 from cosmian_vm.errors import CosmianVmError, InputError
+
+if TYPE_CHECKING:
+    from cosmian_vm.agent.privileges import FrontUser
 
 __all__ = ["main", "run"]
 
@@ -96,6 +99,8 @@ async def _serve(collector: Collector, serve_orders: _Serve) -> None:
 def main() -> None:
     """Entry point of cosmian_vm_agent. Exit status: 0 ended by a signal, 2 wrong usage or configuration, 1 else."""
     import argparse
+
+    from cosmian_vm.agent.privileges import find_front_user
 
     parser = argparse.ArgumentParser(
         prog="cosmian_vm_agent",
