@@ -1,4 +1,4 @@
-"""The programs that do the work on devices: cryptsetup, systemd-cryptenroll, mke2fs, mount. Nothing else starts them.
+"""The programs that do the work on devices: cryptsetup, systemd-cryptenroll, mkfs, mount. Nothing else starts them.
 
 A secret reaches a child as an anonymous file in memory (memfd) that it inherits, named ``/proc/self/fd/N``: never in
 its arguments, its environment or a file with a name.
@@ -24,6 +24,7 @@ _SLOWEST = 1 << 20  # bytes that formatting writes in a second, on the slowest d
 _TPM_ATTEMPTS = 8
 _CLOSE_ATTEMPTS = 10
 _EXISTS = 5  # cryptsetup(8), RETURN CODES: device already exists or is busy
+_SAID = 300
 _TEMPORARY = "temporary-cryptsetup-"
 
 
@@ -139,6 +140,10 @@ class Commands:
             return {path.name for path in self._machine.mapper.iterdir() if path.name.startswith(_TEMPORARY)}
         return set()
 
+    def drop(self, name: str) -> None:
+        """Take a mapping away that cryptsetup does not know how to close: one of its temporary ones."""
+        self._run("dmsetup", "remove", "--retry", name)
+
     def make_ext4(self, name: str) -> None:
         """A new file system on ``/dev/mapper/name``."""
         device = str(self._machine.mapper / name)
@@ -166,5 +171,9 @@ class Commands:
 
     @staticmethod
     def _failed(program: str, action: str, done: Completed) -> AttesterError:
-        said = done.last_line or f"it ended with status {done.status} and said nothing"
+        lines = "".join(
+            c if c.isprintable() or c == "\n" else " " for c in done.output.decode(errors="replace")
+        ).splitlines()
+        said = "; ".join(line.strip() for line in lines if line.strip())[-_SAID:]
+        said = said or f"it ended with status {done.status} and said nothing"
         return AttesterError(f"{program}{' ' + action if action else ''} failed: {said}")

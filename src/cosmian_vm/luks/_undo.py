@@ -66,7 +66,9 @@ def undoing() -> Iterator[Undo]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {one: signal.signal(one, on_signal) for one in _SIGNALS}
+        # what nohup or a shell has set to be ignored stays ignored
+        heard = [one for one in _SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
+        before = {one: signal.signal(one, on_signal) for one in heard}
     try:
         try:
             yield undo

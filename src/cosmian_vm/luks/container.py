@@ -262,8 +262,10 @@ class Container:
         self._commands.close(self._place.name)
 
     def _close_temporary(self, before: set[str]) -> None:
-        for name in self._commands.temporary_mappings() - before:
-            self._commands.close(name)
+        # NAME lies upon NAME_dif, so it goes first
+        for name in sorted(self._commands.temporary_mappings() - before):
+            with suppress(AttesterError):
+                self._commands.drop(name)
 
     def _own_password(self) -> bytes:
         if self._is_open():

@@ -78,8 +78,8 @@ def check_state(place: Place, found: Found, pcrs: Sequence[int]) -> None:
         if found.changed:
             shown = ", ".join(map(str, found.changed))
             raise AttesterError(
-                f"{place.location}: this boot is not the one that it was sealed for: PCR {shown} differ; boot the "
-                "former system, or verify the machine and run `cosmian_fstool reseal` with the container's password"
+                f"{place.location}: this boot is not the one that it was sealed for: PCR {shown} changed; boot "
+                "the former system, or verify the machine and run `cosmian_fstool reseal` with the container's password"
             )
         raise AttesterError(
             f"{place.location}: the TPM's record {found.index:#010x} was not written by this system: refused; verify "
