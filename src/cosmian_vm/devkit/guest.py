@@ -14,6 +14,7 @@ from pathlib import Path
 from cosmian_vm.agent.config import CONFIG_VARIABLE, DEFAULT_CONFIG, PREINIT_VARIABLE, load
 from cosmian_vm.agent.log import LOGGER, configure
 from cosmian_vm.agent.main import run
+from cosmian_vm.agent.privileges import find_front_user
 from cosmian_vm.attester.platform import detect
 from cosmian_vm.devkit.amd import AmdVendor
 from cosmian_vm.devkit.tee import SimulatedTee
@@ -34,7 +35,8 @@ def main() -> int:
         config = load(Path(os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG))
         tee = SimulatedTee.launch(AmdVendor.load(VENDOR), instance=_INSTANCE.read_bytes())
         platform = replace(detect(config.tpm_device), tee=tee)
-        run(config, platform, preinit=os.environ.get(PREINIT_VARIABLE) != "0")
+        preinit = os.environ.get(PREINIT_VARIABLE) != "0"
+        run(config, platform, preinit=preinit, front=find_front_user())
     except CosmianVmError as exc:
         print(f"cosmian_vm_agent (simulated TEE): {exc}", file=sys.stderr)
         return 1
