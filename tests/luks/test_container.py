@@ -184,6 +184,21 @@ def test_the_record_is_the_moment_from_which_it_exists(
     assert [name for name in bench.left() if ".part" in name] == []
 
 
+def test_a_signal_in_the_last_steps_comes_too_late(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = TpmRecords.write
+
+    def write(self: TpmRecords, *arguments: Any) -> int:
+        index = real(self, *arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return index
+
+    monkeypatch.setattr(TpmRecords, "write", write)
+    bench.container().create(SIZE, PASSWORD)
+    assert bench.container().status().open
+    bench.container().reseal(PASSWORD)
+    assert bench.container().status().open
+
+
 def test_what_a_power_cut_left_is_no_container(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cosmian_vm.luks._undo.Undo.run", lambda _self: None)
 

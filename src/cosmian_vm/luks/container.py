@@ -149,7 +149,10 @@ class Container:
             with undoing() as undo:
                 header = work / "new"
                 write_new(header, raw)
-                self._seal(header, secret)
+                try:
+                    self._seal(header, secret)
+                except AttesterError as exc:
+                    raise AttesterError(f"{place.location}: not sealed anew, is the password right? {exc}") from exc
                 place.next_header.unlink(missing_ok=True)
                 undo.add(place.next_header.unlink, missing_ok=True)
                 new = read_header(header) or b""
