@@ -292,7 +292,7 @@ def test_a_slow_head_loses_its_connection(live: Live, monkeypatch: pytest.Monkey
         assert closed(connection, 3)
     with agent.connect() as connection:  # the same behind a first request
         assert agent.ask(connection, HEALTH).status == 200
-        time.sleep(0.2)  # what comes before the answer is quite over counts as an idle connection, which may last longer
+        time.sleep(0.2)  # what comes before the answer is quite over is an idle connection, which may last longer
         connection.sendall(start or b"G")
         assert closed(connection, 3)
 
