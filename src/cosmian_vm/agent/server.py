@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import uvicorn.lifespan.off  # uvicorn would load it by name when the front may read no files any more
+import uvicorn.lifespan.off  # noqa: F401 - uvicorn loads it by name, when the front may read no files any more
 from uvicorn.config import Config
 from uvicorn.server import Server
 
