@@ -1,8 +1,8 @@
 """A second machine, unlike our own image in whatever may differ, before the same command line.
 
-Debian 13, booted by shim, GRUB and an initramfs; root, /usr, /boot and /srv apart, on a virtio disk; the kernel's own IMA
-policy (tcb), which measures all that root reads, and the template ima-ng; agent and application kept by systemd. The
-tests are in order: they share one machine, and what has run in it stays in its list until it is rebooted.
+Debian 13, booted by shim, GRUB and an initramfs; root, /usr, /boot and /srv apart, on a virtio disk; the kernel's own
+IMA policy (tcb), which measures all that root reads, and the template ima-ng; agent and application kept by systemd.
+The tests are in order: they share one machine, and what has run in it stays in its list until it is rebooted.
 """
 
 from __future__ import annotations
@@ -57,12 +57,11 @@ def test_it_is_another_machine(machine: Machine) -> None:
     templates = machine.root("cut -d' ' -f3 /sys/kernel/security/ima/ascii_runtime_measurements | sort -u")
     assert templates.split() == ["ima-ng"]
     assert machine.root("test -e /etc/ima || echo none") == "none\n"
-    for pcr in (8, 9, 14):  # GRUB's commands, the files that it read, shim's keys
-        assert machine.root(f"cat /sys/class/tpm/tpm0/pcr-sha256/{pcr}").strip("0\n"), pcr
+    pcrs = machine.root("cd /sys/class/tpm/tpm0/pcr-sha256 && cat 8 9 14").split()
+    assert all(pcr.strip("0") for pcr in pcrs), pcrs  # GRUB's commands, the files that it read, shim's keys
     mounts = dict(line.split() for line in machine.root("findmnt -rno TARGET,FSTYPE --real").splitlines())
     wanted = {"/": "ext4", "/usr": "ext4", "/boot": "ext4", "/boot/efi": "vfat", "/srv": "btrfs"}
     assert {path: mounts.get(path) for path in wanted} == wanted
-    assert machine.root("systemctl is-enabled supervisor 2>&1", check=False).strip() != "enabled"
 
 
 def test_it_is_trusted(machine: Machine) -> None:
@@ -111,9 +110,11 @@ def test_what_a_stricter_sandbox_would_hide_is_found(machine: Machine) -> None:
         "print(hidden_paths(*lists, b'/', [b'/run', b'/var', b'/tmp']))"
     )
     strict = "-p ProtectHome=tmpfs -p PrivateTmp=yes -p ProtectKernelModules=yes -p ProtectSystem=strict"
-    command = f'systemd-run --quiet --wait --pipe {{}} /usr/bin/python3 -I -B -c "{ask}"'
-    assert machine.root(command.format(strict)) == "[b'/home', b'/root', b'/usr/lib/modules']\n"
-    assert machine.root(command.format("-p ProtectSystem=strict -p ProtectHome=read-only")) == "[]\n"
+    run = f'/usr/bin/python3 -I -B -c "{ask}"'
+    found = machine.root(f"systemd-run --quiet --wait --pipe {strict} {run}")
+    assert found == "[b'/home', b'/root', b'/usr/lib/modules']\n"
+    found = machine.root(f"systemd-run --quiet --wait --pipe -p ProtectSystem=strict -p ProtectHome=read-only {run}")
+    assert found == "[]\n"
 
 
 def test_the_application_gets_its_configuration(machine: Machine, whitelist: Path, tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_a_changed_command_line_is_named_by_grubs_event(machine: Machine) -> Non
     machine.vm.wait_gone()
     machine.vm.wait()
     status, checks = machine.verify()
-    assert (status, failed(checks)) == (1, {"tpm.clock", "tpm.boot_pcrs", "ima.files"})
+    assert (status, failed(checks)) == (1, {"tpm.clock", "tpm.boot_pcrs"})
     assert "rebooted 1 time" in checks["tpm.clock"]["line"]
     line, details = checks["tpm.boot_pcrs"]["line"], "\n".join(checks["tpm.boot_pcrs"]["details"])
     assert "PCR 8 (boot loader commands); PCR 9 (files read by the boot loader" in line
