@@ -264,7 +264,7 @@ def test_a_swapped_cipher_is_refused(machine: Machine) -> None:
     machine.root(f"cat >/root/swap.py <<'END'\n{SWAP}\nEND\npython3 -I /root/swap.py; rm /root/swap.py")
     refused(machine, "is not the header that the TPM knows")
     machine.root("cd /root/second; mv box.header forged; cp good box.header")
-    records = machine.root("tpm2_nvreadpublic | grep -o '^ *0x1801A5[0-9A-F]'").split()
+    records = machine.root("tpm2_nvreadpublic | grep -io '^ *0x1801a5[0-9a-f]'").split()
     machine.root(f"tpm2_nvundefine {records[-1]}; cd /root/second; cp forged box.header")
     said = machine.root(f"{BOX} reseal --password - 2>&1", check=False, stdin=PASSWORD)
     assert "refused" in said
