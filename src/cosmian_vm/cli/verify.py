@@ -10,7 +10,10 @@ from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, read_file, target_of, w
 from cosmian_vm.cli._options import api_option, appraisal_options
 
 if TYPE_CHECKING:
+    from cosmian_vm.cli._session import Examined
     from cosmian_vm.cli.render import Outcome
+    from cosmian_vm.reference.build_reference import BuildReference
+    from cosmian_vm.reference.snapshot import Snapshot
 
 __all__ = ["command"]
 
@@ -93,8 +96,6 @@ def command(
     """
     from cosmian_vm.cli._session import examine, setup_from
     from cosmian_vm.client import parse_address
-    from cosmian_vm.reference import build_reference
-    from cosmian_vm.reference import snapshot as snapshots
     from cosmian_vm.reference.whitelist import parse_whitelist
     from cosmian_vm.verifier.policy import Policy
 
@@ -102,18 +103,10 @@ def command(
     for address in applications:
         parse_address(address, "--application")
     _check_usage(snapshot_file, reference_file, allow_reboot=allow_reboot, api=api)
-    reference = None if snapshot_file is None else snapshots.load(snapshot_file)
-    build = None
-    if reference_file is not None:
-        build = build_reference.parse(read_file(reference_file, build_reference.MAX_REFERENCE_SIZE), reference_file)
+    reference, build = _load(snapshot_file, reference_file)
     allowed = None if whitelist is None else parse_whitelist(read_file(whitelist), whitelist)
-    without_tpm = reference is not None and reference.without_tpm
-    if without_tpm and build is not None:
-        raise click.UsageError(
-            f"{snapshot_file} is of a machine without TPM, and reference values are compared with what a TPM quotes: "
-            "leave --reference out"
-        )
-    policy = Policy(allow_reboot=allow_reboot, strict=strict, without_tpm=without_tpm, api=int(api), owner=owner)
+    lacking = reference is not None and reference.without_tpm
+    policy = Policy(allow_reboot=allow_reboot, strict=strict, without_tpm=lacking, api=int(api), owner=owner)
     setup = setup_from(trust_roots, endorsements, offline=offline)
     with target.client() as client:
         examined = examine(
@@ -129,6 +122,12 @@ def command(
             quiet=as_json_data,
         )
     _show(examined.outcome, verbose=verbose, as_json_data=as_json_data)
+    _keep(examined, report, save_evidence)
+    return TRUSTED if examined.outcome.verdict.trusted else NOT_TRUSTED
+
+
+def _keep(examined: Examined, report: str | None, save_evidence: str | None) -> None:
+    """Write the files that --report and --save-evidence name."""
     if report is not None:
         from cosmian_vm.cli.report import page
 
@@ -137,7 +136,6 @@ def command(
         from cosmian_vm.cli._saved import evidence_file
 
         write_atomically(save_evidence, evidence_file(examined.evidence, examined.nonce))
-    return TRUSTED if examined.outcome.verdict.trusted else NOT_TRUSTED
 
 
 def _check_usage(snapshot_file: str | None, reference_file: str | None, *, allow_reboot: bool, api: str) -> None:
@@ -150,6 +148,23 @@ def _check_usage(snapshot_file: str | None, reference_file: str | None, *, allow
         raise click.UsageError("--allow-reboot is about the time since a snapshot, and there is no --snapshot")
     if reference_file is not None and api == "1":
         raise click.UsageError("--reference compares PCRs that version 1 of the API does not quote: leave --api 1 out")
+
+
+def _load(snapshot_file: str | None, reference_file: str | None) -> tuple[Snapshot | None, BuildReference | None]:
+    """What the two options name. Raises InputError."""
+    from cosmian_vm.reference import build_reference
+    from cosmian_vm.reference import snapshot as snapshots
+
+    reference = None if snapshot_file is None else snapshots.load(snapshot_file)
+    if reference_file is None:
+        return reference, None
+    if reference is not None and reference.without_tpm:
+        raise click.UsageError(
+            f"{snapshot_file} is of a machine without TPM, and reference values are compared with what a TPM quotes: "
+            "leave --reference out"
+        )
+    raw = read_file(reference_file, build_reference.MAX_REFERENCE_SIZE)
+    return reference, build_reference.parse(raw, reference_file)
 
 
 def _show(outcome: Outcome, *, verbose: bool, as_json_data: bool) -> None:

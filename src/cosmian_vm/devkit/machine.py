@@ -248,10 +248,8 @@ class Machine:
             values |= self._tpm_values(self.tpm)
         return Snapshot(**values)
 
-    def build_reference(self, **changes: Any) -> BuildReference:
-        """What the build of this machine's image would have written, if it is as it was created. ``changes``: fields
-        with other values.
-        """
+    def build_reference(self) -> BuildReference:
+        """What the build of this machine's image would have written, if it is as it was created."""
         tee = self.tee or SimulatedTee.launch(self.vendor, instance=self.instance)
         tpm = self.tpm or SoftTpm(seed=self.instance)
         launch = Launch(
@@ -280,7 +278,7 @@ class Machine:
             "launches": (launch,),
             "left_out": (),
         }
-        return BuildReference(**(values | changes))
+        return BuildReference(**values)
 
     def _tpm_values(self, tpm: SoftTpm) -> dict[str, Any]:
         info = parse_quote(tpm.quote(b"", V2_PCRS).quote)
