@@ -53,6 +53,7 @@ class Machine:
     def __init__(self, vm: QemuVm, image: Path) -> None:
         self.vm = vm
         self.trust_root = image.with_suffix(".trust_root.pem")
+        self.reference = image.with_suffix(".reference.json")
         self.snapshot_file = vm.folder / "cosmian_vm.snapshot"
 
     def root(self, script: str, *, check: bool = True) -> str:
@@ -84,7 +85,11 @@ class Machine:
 
     def verify(self, *arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
         """Exit status, and the checks by id."""
-        done = self.cli("verify", "--snapshot", self.snapshot_file, "--json", *arguments)
+        return self.verify_against("--snapshot", self.snapshot_file, *arguments)
+
+    def verify_against(self, *arguments: str | Path) -> tuple[int, dict[str, dict[str, Any]]]:
+        """As ``verify``; the arguments say what to compare with."""
+        done = self.cli("verify", "--json", *arguments)
         assert done.returncode in (0, 1), done.stdout + done.stderr
         return done.returncode, {check["id"]: check for check in json.loads(done.stdout)["checks"]}
 
@@ -109,6 +114,32 @@ def failed(checks: dict[str, dict[str, Any]]) -> set[str]:
 def unexpected_files(checks: dict[str, dict[str, Any]]) -> str:
     assert checks["ima.files"]["status"] == "fail"
     return "\n".join(checks["ima.files"]["details"])
+
+
+def test_what_was_built_is_what_booted(machine: Machine, tmp_path: Path) -> None:
+    """Every value was computed, none seen; and that it is compared shows in that another one fails."""
+    status, checks = machine.verify_against("--reference", machine.reference)
+    assert (status, failed(checks)) == (0, set())
+    unpinned = {"tee.measurement", "tee.instance", "tpm.clock", "tpm.boot_pcrs"}
+    assert {name for name, check in checks.items() if check["status"] != "ok"} == EXPECTED_WARNINGS | unpinned
+    assert "PCR 4, 9, 11-13" in checks["tpm.boot_pcrs"]["line"]
+    assert machine.verify_against("--reference", machine.reference, "--snapshot", machine.snapshot_file)[0] == 0
+
+    built = json.loads(machine.reference.read_bytes())
+    forged = tmp_path / "forged.reference.json"
+    for pcr in built["pcrs"]:
+        forged.write_text(json.dumps(built | {"pcrs": built["pcrs"] | {pcr: "11" * 32}}))
+        status, checks = machine.verify_against("--reference", forged)
+        assert (status, failed(checks)) == (1, {"tpm.boot_pcrs"})
+        assert f"PCR {pcr} (" in checks["tpm.boot_pcrs"]["line"]
+    systemd = "/usr/lib/systemd/systemd"
+    files = [[path, "11" * 32 if path == systemd else digest] for path, digest in built["filehashes"]]
+    forged.write_text(json.dumps(built | {"filehashes": files}))
+    for more in ((), ("--snapshot", machine.snapshot_file)):
+        status, checks = machine.verify_against("--reference", forged, *more)
+        assert (status, failed(checks)) == (1, {"ima.files"})
+        assert f"{systemd} sha256:" in unexpected_files(checks)
+    assert "changed since the image was built" in unexpected_files(checks)
 
 
 def test_a_booted_machine_is_trusted(machine: Machine) -> None:
@@ -193,6 +224,7 @@ def test_a_warm_reboot_is_named_and_can_be_accepted(machine: Machine) -> None:
     assert "rebooted 1 time" in checks["tpm.clock"]["line"]
     assert "--allow-reboot or take a new snapshot" in checks["tpm.clock"]["line"]
     assert machine.verify("--allow-reboot")[0] == 0
+    assert machine.verify_against("--reference", machine.reference)[0] == 0  # nothing that the first boot left behind
 
 
 def test_a_cold_start_is_another_guest_and_a_new_snapshot_passes(machine: Machine) -> None:

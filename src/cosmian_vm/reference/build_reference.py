@@ -44,7 +44,7 @@ PREDICTABLE_PCRS = tuple(pcr for pcr in range(16) if pcr != 10)
 
 _SHA256_SIZE = 32
 _PCR_NAMES = frozenset(str(pcr) for pcr in PREDICTABLE_PCRS)
-_DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"
+_DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z\Z"
 
 
 class Image(Fixed, frozen=True, kw_only=True):
