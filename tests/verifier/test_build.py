@@ -342,6 +342,17 @@ def test_many_contradictions_in_a_long_list(vendor: AmdVendor) -> None:
     assert all("changed since the image was built" in line for line in named)
 
 
+def test_a_contradiction_in_a_short_list_against_many_files(vendor: AmdVendor) -> None:
+    """Where few entries meet many files, keys are made for these few only."""
+    files = {f"/usr/bin/tool{number}": b"built" for number in range(2000)}
+    machine = Machine.create(vendor, files=files, now=NOW - timedelta(days=1))
+    build = machine.build_reference()
+    machine.run("/usr/bin/tool1999", b"changed")
+    judge = Judge(machine, build, machine.snapshot())
+    assert replace(judge, build=None).failed() == set()
+    assert [line.split()[0] for line in judge.check("ima.files").details] == ["/usr/bin/tool1999"]
+
+
 # Policy and violations
 
 

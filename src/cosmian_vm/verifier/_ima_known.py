@@ -21,6 +21,8 @@ from cosmian_vm.reference.whitelist import Whitelist
 __all__ = ["KnownFiles", "PreparedKeys", "file_key", "text_of"]
 
 _U32 = Struct("<I")
+_FEW = 16
+"""So many files are taken out of a long list one by one, more by going through it once."""
 
 # IMA's algorithm by the size of its digest, for snapshots that do not name it (1.3.x) and digests of another size.
 _ALGORITHMS = {16: b"md5", 20: b"sha1", 28: b"sha224", 32: b"sha256", 48: b"sha384", 64: b"sha512"}
@@ -127,8 +129,11 @@ class KnownFiles:
         """The keys of all files with ``tail`` behind each; kept for the next list."""
         if tail not in self._keys:
             built = self._built(range(len(self._files)), self._files, self._listed, tail)
-            if self._left_out:
+            if len(self._left_out) > _FEW:
                 built = [key for index, key in enumerate(built) if index not in self._left_out]
+            else:
+                for index in sorted(self._left_out, reverse=True):
+                    del built[index]
             policies = frozenset(key for key in built if b"ima" in key and is_policy_path(_path_in(key)))
             if policies:
                 built = [key for key in built if key not in policies]
