@@ -91,7 +91,7 @@ def test_every_key_of_a_launch_is_needed(key: str) -> None:
     [
         ({"more": 1}, "more"),
         ({"format": "other"}, "no reference values"),
-        ({"version": 2}, "version"),
+        ({"version": 2}, "newer release"),
         ({"version": "1"}, "version"),
         ({"created": "yesterday"}, "created"),
         ({"created": "2026-01-01T00:00:00Z<script>"}, "created"),
