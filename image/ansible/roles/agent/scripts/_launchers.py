@@ -1,4 +1,7 @@
-"""Write the programs of the image, as pyproject.toml names them: ``_launchers.py PYPROJECT FOLDER [--simulated]``."""
+"""Write the programs of the image, as pyproject.toml names them: ``_launchers.py PYPROJECT FOLDER [--simulated]``.
+
+They run with the Python that runs this, which is 3.11 or newer.
+"""
 
 import sys
 import tomllib
@@ -6,7 +9,7 @@ from pathlib import Path
 
 PROGRAMS = ("cosmian_vm_agent", "cosmian_certtool", "cosmian_fstool")
 LAUNCHER = """\
-#!/usr/bin/python3 -IBS
+#!{python} -IBS
 import sys
 
 sys.path.append("/usr/lib/cosmian_vm")
@@ -26,7 +29,7 @@ def main() -> None:
         if name in entries:
             module, _, function = entries[name].partition(":")
             path = folder / name
-            path.write_text(LAUNCHER.format(module=module, function=function), encoding="utf-8")
+            path.write_text(LAUNCHER.format(python=sys.executable, module=module, function=function), encoding="utf-8")
             path.chmod(0o755)
 
 
