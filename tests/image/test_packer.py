@@ -1,4 +1,4 @@
-"""The Packer templates: accepted as they are, for every choice and no other; no secrets, and nothing left in the image."""
+"""The Packer templates: accepted as they are, for every choice and no other; no secrets in them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The action ``tree``: copies a folder to the machine in one go, where `copy` would take half a second for each file.
 
-``src`` is a folder of this computer, ``dest`` one of the machine (default: ``/``), ``only`` names what of ``src`` is wanted
-(default: everything), ``folders`` are made too: path to mode. The module of the same name writes what differs.
+``src`` is a folder of this computer, ``dest`` one of the machine (default: ``/``), ``only`` names what of ``src`` is
+wanted (default: everything), ``folders`` are made too: path to mode. The module of the same name writes what differs.
 """
 
 import tarfile
@@ -14,7 +14,7 @@ LEFT_OUT = ("__pycache__", ".egg-info", ".pyc")
 
 
 def _wanted(info):
-    """The archive tells nothing of this computer: no owners, no times, and of the mode "executable" and "nobody else's"."""
+    """The archive tells nothing of this computer: no owners, no times; of modes "executable", "private"."""
     if info.name.endswith(LEFT_OUT):
         return None
     info.uid = info.gid = info.mtime = 0

@@ -1,8 +1,8 @@
 #!/usr/bin/python
 """The module ``tree``: writes the files of an archive where they differ in content or mode. See action_plugins/tree.py.
 
-Runs with the Python that the machine has for Ansible, 3.9 on RHEL 9. New files belong to root; the group of a file that is
-there already is kept, since the role ima gives files to the group `measured`.
+Runs with the Python that the machine has for Ansible, 3.9 on RHEL 9. New files belong to root; the group of a file that
+is there already is kept, since the role ima gives files to the group `measured`.
 """
 
 import os

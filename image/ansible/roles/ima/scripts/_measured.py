@@ -1,8 +1,8 @@
 """Give files of the image to the group `measured`: ``_measured.py TREE GID [UID]``.
 
 Python's files, everything that begins with ``#!``, and the configuration in /etc and of systemd and udev. Left out:
-what the running system writes by itself, and files that already have a group of their own. With a UID the files get that
-owner too, for kernels whose policy cannot go by group; then without the configuration that programs take from root alone.
+what the running system writes by itself, and files that already have a group of their own. With a UID the files get
+that owner too, for kernels whose policy cannot go by group; not the configuration that programs take from root alone.
 Run again it gives what is new. Needs Python 3.11.
 """
 
