@@ -17,23 +17,28 @@ _NETWORK = {"socket", "ssl", "http", "urllib"}
 _PURE_NEVER = _NETWORK | {"subprocess", "time", "random", "secrets", "os", "pathlib", "tempfile"}
 _BASE = {"errors", "_reader"}
 _VERIFIER = {"evidence", "endorsements", "certificates", "reference.snapshot", "reference.whitelist", "verifier"}
+_VERIFIER |= {"reference.build_reference"}
 LAW: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), _PURE_NEVER | {"cryptography", "msgspec"}),
     "_reader": ({"errors"}, _PURE_NEVER | {"cryptography", "msgspec"}),
+    "_tss": ({"errors"}, _NETWORK | {"subprocess", "cryptography", "msgspec"}),
     "evidence": (_BASE | {"evidence"}, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "endorsements": (_BASE | {"evidence", "endorsements"}, {"socket", "ssl", "http", "urllib", "subprocess", "time"}),
     "endorsements.store": (_BASE | {"evidence", "endorsements"}, {"subprocess", "time"}),
     "certificates": (_BASE | {"evidence"}, {"socket", "ssl", "http", "urllib", "subprocess", "time", "os"}),
     "reference._policies": (_BASE | {"evidence"}, _NETWORK | {"subprocess", "cryptography"}),
+    "reference._files": (_BASE | {"reference._policies"}, _PURE_NEVER | {"cryptography"}),
+    "reference.build_reference": (_BASE | {"reference._files", "reference._policies"}, _PURE_NEVER | {"cryptography"}),
+    "reference.uki": (_BASE, _PURE_NEVER | {"cryptography"}),
     "reference.snapshot": (
-        _BASE | {"evidence", "reference._policies"},
+        _BASE | {"evidence", "reference._files", "reference._policies"},
         _NETWORK | {"subprocess", "cryptography"},
     ),
     "reference.whitelist": (_BASE | {"evidence"}, _PURE_NEVER),
     "reference": (_BASE | {"evidence", "reference"}, {"socket", "ssl", "http", "cryptography"}),
     "verifier": (_BASE | _VERIFIER, _PURE_NEVER | {"tpm2_pytss"}),
     "inspection": (_BASE | _VERIFIER | {"inspection", "wire"}, _PURE_NEVER | {"tpm2_pytss"}),
-    "attester": (_BASE | {"evidence", "attester"}, {"http", "ssl", "urllib"}),
+    "attester": (_BASE | {"evidence", "attester", "_tss"}, {"http", "ssl", "urllib"}),
     "wire": (_BASE | {"evidence", "reference.snapshot"}, _NETWORK | {"subprocess", "cryptography"}),
     "client": (
         _BASE | {"evidence", "reference.snapshot", "certificates", "wire", "client"},
@@ -43,7 +48,8 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
         _BASE | {"evidence", "attester", "reference", "wire", "certificates", "agent", "luks", "_run"},
         {"http", "urllib"},
     ),
-    "luks": (_BASE | {"luks", "_run"}, _NETWORK | {"subprocess", "cryptography", "msgspec"}),
+    "luks": (_BASE | {"luks", "_run", "_tss"}, _NETWORK | {"subprocess", "cryptography", "msgspec"}),
+    "luks.pcrs": (_BASE, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "luks.header": (_BASE | {"luks._json"}, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "luks._json": (_BASE, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "luks.record": (_BASE, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
