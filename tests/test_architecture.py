@@ -20,6 +20,7 @@ _VERIFIER = {"evidence", "endorsements", "certificates", "reference.snapshot", "
 LAW: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), _PURE_NEVER | {"cryptography", "msgspec"}),
     "_reader": ({"errors"}, _PURE_NEVER | {"cryptography", "msgspec"}),
+    "_tss": ({"errors"}, _NETWORK | {"subprocess", "cryptography", "msgspec"}),
     "evidence": (_BASE | {"evidence"}, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "endorsements": (_BASE | {"evidence", "endorsements"}, {"socket", "ssl", "http", "urllib", "subprocess", "time"}),
     "endorsements.store": (_BASE | {"evidence", "endorsements"}, {"subprocess", "time"}),
@@ -33,7 +34,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "reference": (_BASE | {"evidence", "reference"}, {"socket", "ssl", "http", "cryptography"}),
     "verifier": (_BASE | _VERIFIER, _PURE_NEVER | {"tpm2_pytss"}),
     "inspection": (_BASE | _VERIFIER | {"inspection", "wire"}, _PURE_NEVER | {"tpm2_pytss"}),
-    "attester": (_BASE | {"evidence", "attester"}, {"http", "ssl", "urllib"}),
+    "attester": (_BASE | {"evidence", "attester", "_tss"}, {"http", "ssl", "urllib"}),
     "wire": (_BASE | {"evidence", "reference.snapshot"}, _NETWORK | {"subprocess", "cryptography"}),
     "client": (
         _BASE | {"evidence", "reference.snapshot", "certificates", "wire", "client"},
@@ -43,7 +44,8 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
         _BASE | {"evidence", "attester", "reference", "wire", "certificates", "agent", "luks", "_run"},
         {"http", "urllib"},
     ),
-    "luks": (_BASE | {"luks", "_run"}, _NETWORK | {"subprocess", "cryptography", "msgspec"}),
+    "luks": (_BASE | {"luks", "_run", "_tss"}, _NETWORK | {"subprocess", "cryptography", "msgspec"}),
+    "luks.pcrs": (_BASE, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "luks.header": (_BASE | {"luks._json"}, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "luks._json": (_BASE, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "luks.record": (_BASE, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),

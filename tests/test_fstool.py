@@ -77,7 +77,7 @@ def test_commands(played: list[tuple[Any, ...]], tmp_path: Path, command: str) -
     made = [call for call in played if call[0] == "at"]
     assert made[0] == made[1]
     assert made[0][1] == tmp_path / "box"
-    assert made[0][4] == (7, 4)
+    assert made[0][4] == (4, 7)
 
 
 def test_agent_toml_says_where(
@@ -86,11 +86,11 @@ def test_agent_toml_says_where(
     conf = tmp_path / "agent.toml"
     conf.write_text(
         f'[agent]\ndata_storage = "{tmp_path}"\nssl_certificate = "c"\nssl_private_key = "k"\n'
-        f'container = "inner"\ntpm_device = "/dev/tpm7"\n'
+        f'container = "inner"\ncontainer_pcrs = "4+7"\ntpm_device = "/dev/tpm7"\n'
     )
     monkeypatch.setenv("COSMIAN_VM_AGENT_CONF", str(conf))
     assert fstool.run(["open"]) == 0
-    assert played[0][1:4] == (tmp_path / "inner", tmp_path / "data", "/dev/tpm7")
+    assert played[0][1:] == (tmp_path / "inner", tmp_path / "data", "/dev/tpm7", (4, 7))
     conf.write_text("[agent]\nnonsense = 1\n")
     assert fstool.run(["open"]) == 2
     assert str(conf) in line(capsys)
@@ -111,7 +111,8 @@ def test_status_is_an_exit_status(tmp_path: Path, capsys: pytest.CaptureFixture[
         ([], "--size 500MB makes a container"),
         (["--size", "500"], "number with a unit"),
         (["--size", "1kB"], "at least"),
-        (["--tpm2-pcrs", "seven", "open"], "--tpm2-pcrs 'seven'"),
+        (["--tpm2-pcrs", "seven", "open"], "PCRs 'seven'"),
+        (["--tpm2-pcrs", "7+10", "open"], "PCR 10: IMA extends it"),
         (["--size", "500MB", "open"], "before open"),
         (["--password", "-", "open"], "before open"),
         (["--size", "500MB", "--password", "-", "--password-fd", "0"], "not both"),

@@ -58,33 +58,29 @@ class _Options(NamedTuple):
     def container(self) -> Container:
         """What the options mean; what they leave open, agent.toml says, and where there is none, the manual."""
         from cosmian_vm.luks.container import Container
+        from cosmian_vm.luks.pcrs import parse_pcrs
         from cosmian_vm.luks.place import Place
 
-        location, mount, device = _configured()
+        location, mount, device, pcrs = _configured()
         place = Place.at(
             Path(self.location).absolute() if self.location else location,
             Path(self.mount).absolute() if self.mount else mount,
         )
-        return Container(place, self.tpm or device, pcrs=_pcrs(self.pcrs or _DEFAULT_PCRS))
+        return Container(place, self.tpm or device, pcrs=parse_pcrs(self.pcrs) if self.pcrs else pcrs)
 
 
-def _configured() -> tuple[Path, Path, str]:
-    """Container, folder and TPM of agent.toml. Raises ConfigError."""
+def _configured() -> tuple[Path, Path, str, tuple[int, ...]]:
+    """Container, folder, TPM and PCRs of agent.toml. Raises ConfigError."""
     from cosmian_vm.agent.config import CONFIG_VARIABLE, DEFAULT_CONFIG, load
+    from cosmian_vm.luks.pcrs import DEFAULT_PCRS
 
     named = os.environ.get(CONFIG_VARIABLE)
     path = Path(named) if named else DEFAULT_CONFIG
     if not named and not path.exists():
-        return Path(_LOCATION), Path(_MOUNT), _DEVICE
+        return Path(_LOCATION), Path(_MOUNT), _DEVICE, DEFAULT_PCRS
     config = load(path)
-    return config.container or config.data_storage / "container", config.data, config.tpm_device or _DEVICE
-
-
-def _pcrs(text: str) -> tuple[int, ...]:
-    parts = text.replace(",", "+").split("+")
-    if not all(part.isdecimal() and len(part) <= 2 for part in parts):
-        raise InputError(f"--tpm2-pcrs {text[:40]!r}: expected are numbers, as in {_DEFAULT_PCRS}")
-    return tuple(int(part) for part in parts)
+    container = config.container or config.data_storage / "container"
+    return container, config.data, config.tpm_device or _DEVICE, config.container_pcrs
 
 
 def _common(function: Callable[..., int]) -> Callable[..., int]:
@@ -111,7 +107,7 @@ def _common(function: Callable[..., int]) -> Callable[..., int]:
             "--tpm2-pcrs",
             "pcrs",
             metavar="LIST",
-            help=f"What must be unchanged for the TPM to open it (default: {_DEFAULT_PCRS}); to be said each time.",
+            help=f"What must be unchanged for the TPM to open it (default: agent.toml, or {_DEFAULT_PCRS}).",
         ),
         click.option("--tpm2-device", "tpm", metavar="PATH", help=f"The TPM (default: agent.toml, or {_DEVICE})."),
         click.option("--mount", metavar="FOLDER", help=f"Where it appears (default: agent.toml, or {_MOUNT})."),

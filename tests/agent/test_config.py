@@ -35,6 +35,7 @@ def test_the_manuals_file() -> None:
     assert config.ssl_certificate == Path("/var/lib/cosmian_vm/data/cosmianvm.cosmian.dev/cert.pem")
     assert config.tpm_device == "/dev/tpmrm0"
     assert config.container == Path("/var/lib/cosmian_vm/container")
+    assert config.container_pcrs == (4, 7, 8, 9, 12, 14)
     assert config.owners is None
     assert config.app == AppConfig(
         service_type=ServiceType.SUPERVISOR,
@@ -50,6 +51,7 @@ def test_defaults_and_paths() -> None:
     assert (config.data, config.tmp) == (Path("/s/data"), Path("/s/tmp"))
     assert parse((MINIMAL + 'container = "none"').encode(), "f").container is None
     assert parse((MINIMAL + 'container = "/disk2/c"').encode(), "f").container == Path("/disk2/c")
+    assert parse((MINIMAL + 'container_pcrs = "7,4"').encode(), "f").container_pcrs == (4, 7)
     assert parse((MINIMAL + 'owners = "anyone"').encode(), "f").owners == "anyone"
 
 
@@ -82,6 +84,10 @@ def test_service_names(name: str) -> None:
         (MINIMAL + 'owners = "everyone"', '[agent] owners: expected is "anyone"'),
         (MINIMAL + 'owners = ["anyone"]', '[agent] owners: expected is "anyone"'),
         (MINIMAL + "container = false", "[agent] container: expected is a string"),
+        (MINIMAL + "container_pcrs = 7", "[agent] container_pcrs: expected is a string"),
+        (MINIMAL + 'container_pcrs = "7+seven"', "[agent] container_pcrs: PCRs '7+seven': expected are numbers"),
+        (MINIMAL + 'container_pcrs = "10"', "[agent] container_pcrs: PCR 10: IMA extends it"),
+        (MINIMAL + 'container_pcrs = "16"', "[agent] container_pcrs: PCRs: expected are some of 0 to 15"),
         (MINIMAL + "\n[other]\n", "other: unknown key; expected are agent, app"),
         (MINIMAL + "\n[app]\n", "[app] service_type: is missing"),
         (MINIMAL + '\n[app]\nservice_type = "cron"', "[app] service_type: is 'cron'; expected is one of supervisor"),

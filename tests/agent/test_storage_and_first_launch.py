@@ -18,6 +18,7 @@ from cosmian_vm.agent.first_launch import prepare, provision_tpm
 from cosmian_vm.agent.storage import Storage
 from cosmian_vm.agent.tls import TlsIdentity
 from cosmian_vm.errors import AttesterError, ConfigError, OrderError
+from cosmian_vm.luks.place import Place
 
 NOW = datetime.now(UTC)
 Mounted = Callable[..., Storage]
@@ -37,13 +38,15 @@ def mounted(encrypted: AgentConfig, tmp_path: Path) -> Mounted:
         mountinfo.write_text(lines.replace("DATA", str(encrypted.data).replace(" ", "\\040")))
         if uuid is not None:
             (devices / "253:7" / "dm").mkdir(parents=True, exist_ok=True)
-            (devices / "253:7" / "dm" / "uuid").write_text(uuid + "\n")
+            encrypted.data_storage.mkdir(parents=True, exist_ok=True)
+            ours = Place.at(encrypted.data_storage / "container", encrypted.data).name
+            (devices / "253:7" / "dm" / "uuid").write_text(uuid.replace("OURS", ours) + "\n")
         return Storage(encrypted, mountinfo=mountinfo, block_devices=devices)
 
     return make
 
 
-LUKS = "CRYPT-LUKS2-0123456789abcdef-cosmian_vm"
+LUKS = "CRYPT-LUKS2-0123456789abcdef-OURS"  # OURS: the mapping's name, which comes from the container's path
 MOUNT = "36 35 253:7 / DATA rw,noatime - ext4 /dev/mapper/cosmian_vm rw\n"
 
 
@@ -61,6 +64,7 @@ def test_an_open_container(mounted: Mounted) -> None:
         ("22 1 8:1 / / rw - ext4 /dev/sda1 rw\n", LUKS),
         (MOUNT.replace("DATA", "DATA/app"), LUKS),
         (MOUNT, None),
+        (MOUNT, "CRYPT-LUKS2-0123456789abcdef-luks-another"),
         (MOUNT, "LVM-abcdef"),
         (MOUNT, "CRYPT-PLAIN-x"),
         (MOUNT, ""),

@@ -7,7 +7,6 @@ import pytest
 
 from cosmian_vm.attester.platform import detect
 from cosmian_vm.attester.snp import SnpIoctl
-from cosmian_vm.errors import NotAvailableError
 
 
 def dmi(root: Path, name: str, value: str) -> None:
@@ -25,9 +24,36 @@ def test_a_machine_with_nothing_says_so(tmp_path: Path, caplog: pytest.LogCaptur
     assert "no TPM" in caplog.text
 
 
-def test_a_tpm_that_is_named_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(NotAvailableError, match=r"no such device.*agent.toml"):
-        detect(str(tmp_path / "tpmrm0"), root=tmp_path)
+def test_a_tpm_that_is_named_and_not_there_is_an_error_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = tmp_path / "tpmrm0"
+    assert detect(str(device), root=tmp_path).tpm is None
+    assert f"tpm_device = {device}: there is no such device" in caplog.text
+    assert "ERROR" in caplog.text
+
+
+def test_a_tpm_that_cannot_be_opened_is_an_error_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    device = tmp_path / "tpmrm0"
+    device.mkdir()
+    tpm = detect(str(device), root=tmp_path).tpm
+    assert tpm is not None  # it may only be busy: each call tries again, and says so
+    assert f"TPM device:{device}: cannot be opened" in caplog.text
+
+
+def test_ima_off_is_an_error_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    detect(None, root=tmp_path)
+    assert "no IMA list" in caplog.text
+    path = tmp_path / "sys/kernel/security/ima/ascii_runtime_measurements"
+    path.parent.mkdir(parents=True)
+    path.write_text("10 0000 ima-ng sha256:0000 boot_aggregate\n")
+    caplog.clear()
+    detect(None, root=tmp_path)
+    assert "IMA measures nothing" in caplog.text
+    path.write_text("10 0000 ima-ng sha256:0000 boot_aggregate\n10 0000 ima-ng sha256:0000 /usr/bin/true\n")
+    caplog.clear()
+    detect(None, root=tmp_path)
+    assert "IMA" not in caplog.text
 
 
 def test_sev_guest_device(tmp_path: Path) -> None:

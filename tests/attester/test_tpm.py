@@ -21,6 +21,7 @@ from tpm2_pytss.types import (
     TPMU_HA,
 )
 
+from cosmian_vm._tss import read_pcrs
 from cosmian_vm.attester import tpm as module
 from cosmian_vm.attester.tpm import AK_HANDLE, EK_HANDLE, EsapiTpm
 from cosmian_vm.devkit.swtpm import Swtpm
@@ -94,12 +95,16 @@ def test_provision_goes_on_after_a_crash_between_ek_and_ak(own_swtpm: Swtpm) -> 
     verify(fresh.quote(NONCE, range(16)))
 
 
+def check_nothing_transient(esys: ESAPI) -> None:
+    for first in (TPM2_HC.TRANSIENT_FIRST, TPM2_HC.LOADED_SESSION_FIRST, TPM2_HC.ACTIVE_SESSION_FIRST):
+        _more, data = esys.get_capability(TPM2_CAP.HANDLES, first, 8)
+        assert len(data.data.handles) == 0
+
+
 def test_nothing_transient_is_left_behind(device: EsapiTpm, shared_swtpm: Swtpm) -> None:
     device.quote(NONCE, range(16))
     with ESAPI(shared_swtpm.tcti) as esys:
-        for first in (TPM2_HC.TRANSIENT_FIRST, TPM2_HC.LOADED_SESSION_FIRST, TPM2_HC.ACTIVE_SESSION_FIRST):
-            _more, data = esys.get_capability(TPM2_CAP.HANDLES, first, 8)
-            assert len(data.data.handles) == 0
+        check_nothing_transient(esys)
 
 
 @pytest.mark.parametrize(
@@ -126,10 +131,40 @@ def test_a_foreign_object_at_the_handle_is_named_and_kept(own_swtpm: Swtpm, algo
         device.quote(NONCE, range(16))
 
 
+def test_a_full_tpm_is_told_with_the_remedy(own_swtpm: Swtpm) -> None:
+    """Persistent objects until there is room for no other."""
+    from tpm2_pytss import TPM2B_PUBLIC, TSS2_Exception
+
+    with ESAPI(own_swtpm.tcti) as esys:
+        template = TPM2B_PUBLIC.parse(
+            "ecc256:ecdsa-sha256", objectAttributes="sign|fixedtpm|fixedparent|userwithauth|sensitivedataorigin"
+        )
+        handle, *_ = esys.create_primary(TPM2B_SENSITIVE_CREATE(), template, ESYS_TR.OWNER)
+
+        def fill() -> None:
+            for slot in range(256):
+                esys.evict_control(ESYS_TR.OWNER, handle, 0x81010000 + slot)
+
+        with pytest.raises(TSS2_Exception):
+            fill()
+        esys.flush_context(handle)
+    device = EsapiTpm(own_swtpm.tcti, keep_open=False)
+    with pytest.raises(AttesterError, match=r"memory is full; see .*tpm2_getcap handles-persistent") as caught:
+        device.provision()
+    assert "\n" not in str(caught.value)
+    assert not device.provisioned()
+    with ESAPI(own_swtpm.tcti) as esys:  # nothing transient is left of the attempt
+        check_nothing_transient(esys)
+        for slot in (0, 1):
+            esys.evict_control(ESYS_TR.OWNER, esys.tr_from_tpmpublic(0x81010000 + slot), 0x81010000 + slot)
+    device.provision()
+    assert device.provisioned()
+
+
 def test_quote_waits_for_values_that_belong_to_it(
     device: EsapiTpm, shared_swtpm: Swtpm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = module._read_pcrs, 0
+    real, calls = read_pcrs, 0
 
     def busy(esys: ESAPI, pcrs: list[int]) -> dict[int, bytes]:
         nonlocal calls
@@ -141,14 +176,14 @@ def test_quote_waits_for_values_that_belong_to_it(
             extend(esys, 10, bytes([calls + 100]) * 32)
         return values
 
-    monkeypatch.setattr(module, "_read_pcrs", busy)
+    monkeypatch.setattr(module, "read_pcrs", busy)
     quote = device.quote(NONCE, range(16))
     assert calls > 3
     assert quote.quote[-32:] == sha256(b"".join(quote.pcrs[i] for i in range(16))).digest()
 
 
 def test_quote_gives_up_where_the_pcrs_never_rest(device: EsapiTpm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_read_pcrs", lambda _esys, pcrs: dict.fromkeys(pcrs, bytes(32)) | {10: b"\x01" * 32})
+    monkeypatch.setattr(module, "read_pcrs", lambda _esys, pcrs: dict.fromkeys(pcrs, bytes(32)) | {10: b"\x01" * 32})
     with pytest.raises(AttesterError, match="measured again and again"):
         device.quote(NONCE, range(16))
 

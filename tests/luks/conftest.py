@@ -19,7 +19,8 @@ from cosmian_vm.devkit.swtpm import Swtpm
 from cosmian_vm.luks._commands import Machine
 from cosmian_vm.luks.container import Container
 from cosmian_vm.luks.nv_index import TpmRecords
-from cosmian_vm.luks.place import DEFAULT_PCRS, Place
+from cosmian_vm.luks.pcrs import DEFAULT_PCRS
+from cosmian_vm.luks.place import Place
 
 RECORDED = Path(__file__).parent.parent / "data" / "luks" / "header.json"
 DONE = Completed(status=0, output=b"")

@@ -7,108 +7,66 @@ order: they share one machine, and what has run in it stays in its list until it
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from cosmian_vm.devkit.qemu import QemuVm, missing_programs
+from cosmian_vm.devkit.qemu import QemuVm
+
+from .machine import Machine, failed, unexpected_files
 
 pytestmark = pytest.mark.vm
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-BUILD_SECONDS = 900  # with everything to be downloaded
-COMMAND_SECONDS = 240
 EXPECTED_WARNINGS = {"tpm.ak", "tls.certificate", "vm.owner"}  # the host's TPM, self-signed, nobody owns it
+SECRET = b"correct-horse-battery-staple-" + os.urandom(12).hex().encode()
 
+_APPLICATION = """\
+set -e
+printf '%s\\n' '#!/bin/sh' 'cat app.conf >/run/helloworld-has && exec sleep 1000000' >/usr/local/bin/helloworld
+chmod 755 /usr/local/bin/helloworld
+chgrp measured /usr/local/bin/helloworld
+cat >/etc/supervisor/conf.d/helloworld.conf <<END
+[program:helloworld]
+command=/usr/local/bin/helloworld
+directory=/var/lib/cosmian_vm/data/app
+autostart=true
+startsecs=1
+startretries=1
+END
+cat >>/etc/cosmian_vm/agent.toml <<END
 
-@pytest.fixture(scope="module")
-def image() -> Path:
-    """The image of this tree; with warm caches it takes half a minute."""
-    missing = missing_programs() + [name for name in ("mmdebstrap", "mcopy", "debugfs") if shutil.which(name) is None]
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)} (image/build and image/run install them)")
-    if os.getuid() != 0:
-        pytest.skip("image/build needs root")
-    done = subprocess.run(
-        [ROOT / "image" / "build", "--simulated-tee"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=BUILD_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
-
-
-class Machine:
-    """The booted VM and its administrator."""
-
-    def __init__(self, vm: QemuVm, image: Path) -> None:
-        self.vm = vm
-        self.trust_root = image.with_suffix(".trust_root.pem")
-        self.snapshot_file = vm.folder / "cosmian_vm.snapshot"
-
-    def root(self, script: str, *, check: bool = True) -> str:
-        """What a shell script prints that root runs in the VM."""
-        done = subprocess.run(
-            [*self.vm.ssh(ROOT / ".cache" / "image" / "ssh_key"), script],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_SECONDS,
-            check=False,
-        )
-        assert not check or done.returncode == 0, done.stderr
-        return done.stdout
-
-    def cli(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """cosmian_vm against this VM."""
-        command: Sequence[str | Path] = [
-            *(sys.executable, "-c", "from cosmian_vm.cli.main import main; main()"),
-            *("--url", self.vm.url, "--allow-insecure-tls", *arguments, "--trust-root", self.trust_root),
-        ]
-        return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
-        )
-
-    def snapshot(self) -> None:
-        done = self.cli("snapshot", "--output", self.snapshot_file)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def verify(self, *arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
-        """Exit status, and the checks by id."""
-        done = self.cli("verify", "--snapshot", self.snapshot_file, "--json", *arguments)
-        assert done.returncode in (0, 1), done.stdout + done.stderr
-        return done.returncode, {check["id"]: check for check in json.loads(done.stdout)["checks"]}
+[app]
+service_type = "supervisor"
+service_name = "helloworld"
+app_storage = "data/app"
+END
+mkdir -p /var/lib/cosmian_vm/data/app
+supervisorctl reread
+supervisorctl update
+supervisorctl restart cosmian_vm_agent
+"""
 
 
 @pytest.fixture(scope="module")
 def machine(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """The manual's way: boot, install the application, say so in agent.toml, take the snapshot."""
     vm = QemuVm(tmp_path_factory.mktemp("vm"))
     vm.create(image)
     with vm:
         vm.start()
         vm.wait()
-        machine = Machine(vm, image)
+        machine = Machine(vm, image.with_suffix(".trust_root.pem"))
+        machine.root(_APPLICATION)
+        vm.wait()
         machine.snapshot()
         yield machine
     shutil.rmtree(vm.folder, ignore_errors=True)
-
-
-def failed(checks: dict[str, dict[str, Any]]) -> set[str]:
-    return {name for name, check in checks.items() if check["status"] == "fail"}
-
-
-def unexpected_files(checks: dict[str, dict[str, Any]]) -> str:
-    assert checks["ima.files"]["status"] == "fail"
-    return "\n".join(checks["ima.files"]["details"])
 
 
 def test_a_booted_machine_is_trusted(machine: Machine) -> None:
@@ -117,13 +75,87 @@ def test_a_booted_machine_is_trusted(machine: Machine) -> None:
     assert {name for name, check in checks.items() if check["status"] != "ok"} == EXPECTED_WARNINGS
 
 
+def test_the_first_launch_made_container_keys_and_certificate(machine: Machine) -> None:
+    assert "open, mounted at /var/lib/cosmian_vm/data (PCRs 4+7+8+9+12+14" in machine.root("cosmian_fstool status")
+    kind, source = machine.root("findmnt -no FSTYPE,SOURCE /var/lib/cosmian_vm/data").split()
+    assert kind == "ext4"
+    table = machine.root(f"dmsetup table {source.rpartition('/')[2]}")
+    assert "capi:authenc(hmac(sha256),xts(aes))" in table, table
+    assert "aes" in table
+    modes = machine.root(
+        "cd /var/lib/cosmian_vm; stat -c '%a %U' . container container.header data/key.pem data/cert.pem"
+    )
+    assert modes.splitlines() == ["700 root", "600 root", "600 root", "600 root", "644 root"]
+    assert machine.root("stat -c '%a %U' /var/lib/cosmian_vm/data/container.password") == "400 root\n"
+    handles = machine.root("tpm2_getcap handles-persistent")
+    for handle in ("0x81000050", "0x81000051"):
+        assert handle in handles
+    password = machine.root("cat /var/lib/cosmian_vm/data/container.password").strip()
+    assert len(password) >= 43
+    assert machine.root(f"grep -rlF {password} /var/log /run/log || true") == ""
+
+
 def test_the_simulated_tee_passes_with_its_root_only(machine: Machine) -> None:
-    command = [sys.executable, "-c", "from cosmian_vm.cli.main import main; main()", "--url", machine.vm.url]
-    command += ["--allow-insecure-tls", "verify", "--snapshot", str(machine.snapshot_file), "--offline", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+    done = machine.cli("verify", "--snapshot", machine.snapshot_file, "--offline", "--json", trust=False)
     assert done.returncode == 1
     assert "tee.chain" in {check["id"] for check in json.loads(done.stdout)["checks"] if check["status"] == "fail"}
     assert "SIMULATED" in machine.root("cat /etc/motd; grep -h SIMULATED /var/log/cosmian_vm/agent.err.log")
+
+
+def test_the_side_that_speaks_https_has_no_rights(machine: Machine) -> None:
+    told = machine.root(
+        "grep -E '^(Uid|CapEff|CapPrm|CapInh|NoNewPrivs|Groups)' /proc/$(pgrep -of front_start.py)/status"
+    )
+    facts = dict(line.split(":", 1) for line in told.splitlines())
+    uid = machine.root("id -u cosmian_vm_agent").strip()
+    assert facts["Uid"].split() == [uid] * 4
+    assert facts["NoNewPrivs"].split() == ["1"]
+    assert {int(facts[name], 16) for name in ("CapEff", "CapPrm", "CapInh")} == {0}
+    assert set(facts["Groups"].split()) <= {machine.root("id -g cosmian_vm_agent").strip()}
+    for forbidden in ("cat /var/lib/cosmian_vm/data/key.pem", "cat /dev/tpmrm0", "ls /var/lib/cosmian_vm"):
+        said = machine.root(f"setpriv --reuid={uid} --regid={uid} --clear-groups {forbidden} 2>&1", check=False)
+        assert "Permission denied" in said, forbidden
+
+
+def test_app_init_writes_into_the_container_and_starts_the_application(machine: Machine, tmp_path: Path) -> None:
+    conf = tmp_path / "app.json"
+    conf.write_bytes(SECRET)
+    done = machine.cli("app", "init", "--conf", conf, "--snapshot", machine.snapshot_file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = "/var/lib/cosmian_vm/data/app/app.conf"
+    assert machine.root(f"cat {written}") == SECRET.decode()
+    assert machine.root(f"stat -c '%a %U' {written}") == "400 root\n"
+    machine.until("cat /run/helloworld-has", SECRET.decode(), seconds=30)
+    assert "RUNNING" in machine.root("supervisorctl status helloworld")
+    assert machine.cli("app", "restart", trust=False).returncode == 0
+    assert machine.verify()[0] == 0
+    assert machine.root(f"grep -rlF {SECRET.decode()} /var/log /var/tmp /etc /root || true") == ""
+
+
+def test_restarted_under_load_the_agent_answers_rightly_or_not_at_all(machine: Machine) -> None:
+    told: list[tuple[int, str]] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            verified = machine.cli("--timeout", "20", "verify", "--snapshot", machine.snapshot_file)
+            told.append((verified.returncode, verified.stdout + verified.stderr))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(2):
+            machine.root("supervisorctl restart cosmian_vm_agent")
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    machine.vm.wait()
+    wrong = [text for status, text in told if status not in (0, 3)]
+    assert not wrong, wrong[0]
+    assert machine.verify()[0] == 0
+    assert 3 in {status for status, _ in told}, "no request met the restart"
 
 
 def test_the_machine_is_as_the_image_promises(machine: Machine) -> None:
@@ -184,6 +216,99 @@ def test_a_foreign_module_is_named(machine: Machine) -> None:
     assert "/var/tmp/foreign.ko sha256:" in unexpected_files(machine.verify()[1])
 
 
+BOX = "cosmian_fstool --location /root/second/box --mount /root/second/data"
+PASSWORD = b"a password of my own\n"
+
+
+def test_a_second_container_with_a_password_of_ones_own(machine: Machine) -> None:
+    machine.root("mkdir -p /root/second")
+    machine.root(f"{BOX} --size 40MB --password -", stdin=PASSWORD)
+    machine.root("echo kept >/root/second/data/file; sync")
+    machine.root(f"{BOX} close")
+    assert "closed; this TPM opens it" in machine.root(f"{BOX} status", check=False)
+    machine.root(f"{BOX} open")
+    assert machine.root("cat /root/second/data/file") == "kept\n"
+    machine.root(f"{BOX} close")
+    assert "is there already and is never overwritten" in machine.root(f"{BOX} --size 40MB", check=False)
+
+
+def test_a_container_larger_than_the_disk(machine: Machine) -> None:
+    said = machine.root("cosmian_fstool --location /root/big --mount /mnt --size 900GB; echo $?", check=False)
+    assert "900 GB are needed" in said
+    assert said.endswith("2\n")
+    assert machine.root("ls /root") == "second\n"
+
+
+def refused(machine: Machine, says: str) -> None:
+    """The container is not opened, one line says why, and nothing is left open."""
+    said = machine.root(f"{BOX} open; echo status $?", check=False)
+    assert says in said
+    assert said.endswith("status 1\n")
+    assert len(said.splitlines()) == 2
+    assert "/root/second/data" not in machine.root("cat /proc/mounts")
+    assert machine.root("ls /dev/mapper | wc -l") == "3\n"  # control, and the two of the agent's own container
+
+
+def test_a_tampered_header_is_refused(machine: Machine) -> None:
+    machine.root("cd /root/second; cp box.header good; printf x | dd of=box.header bs=1 seek=100000 conv=notrunc")
+    refused(machine, "is not the header that the TPM knows")
+    machine.root("cd /root/second; rm box.header")
+    refused(machine, "is gone, and the TPM knows of a container here")
+    machine.root("cd /root/second; cp good box.header")
+
+
+def test_a_swapped_cipher_is_refused(machine: Machine) -> None:
+    """A header with right checksums that says cipher_null (CVE-2025-59054): the TPM does not know it; and he who has
+    the password is not talked into it either.
+    """
+    machine.root(f"cat >/root/swap.py <<'END'\n{SWAP}\nEND\npython3 -I /root/swap.py; rm /root/swap.py")
+    refused(machine, "is not the header that the TPM knows")
+    machine.root("cd /root/second; mv box.header forged; cp good box.header")
+    records = machine.root("tpm2_nvreadpublic | grep -o '^ *0x1801A5[0-9A-F]'").split()
+    machine.root(f"tpm2_nvundefine {records[-1]}; cd /root/second; cp forged box.header")
+    said = machine.root(f"{BOX} reseal --password - 2>&1", check=False, stdin=PASSWORD)
+    assert "refused" in said
+    assert "cipher_null" in said
+    machine.root("cd /root/second; cp good box.header")
+    refused(machine, "the TPM has no record of this container")
+    machine.root(f"{BOX} reseal --password -", stdin=PASSWORD)
+    machine.root(f"{BOX} open; {BOX} close")
+
+
+SWAP = """
+import sys
+sys.path.append("/usr/lib/cosmian_vm")
+import json
+from pathlib import Path
+from cosmian_vm.devkit.luks import header_file
+path = Path("/root/second/box.header")
+raw = path.read_bytes()
+size = int.from_bytes(raw[8:16], "big")
+document = json.loads(raw[4096:size].split(bytes(1))[0])
+for segment in document["segments"].values():
+    segment["encryption"] = "cipher_null-ecb"
+path.write_bytes(header_file(document)[: 2 * size] + raw[2 * size:])
+"""
+
+
+def test_a_tampered_container_gives_an_error_and_no_data(machine: Machine) -> None:
+    machine.root(
+        "cd /root/second; for i in $(seq 0 37); do "
+        "printf tampered | dd of=box bs=1 seek=$((i * 1000000 + 4242)) conv=notrunc; done"
+    )
+    refused(machine, "failed")
+    assert "AEAD ERROR" in machine.root("dmesg")
+    machine.root(f"{BOX} remove --yes")
+    assert machine.root("ls /root/second") == "data\nforged\ngood\n"
+
+
+def test_killed_while_it_is_made_and_made_again(machine: Machine) -> None:
+    for moment in (0.5, 3):
+        machine.root(f"timeout --signal=KILL {moment} {BOX} --size 100MB", check=False)
+    machine.root(f"{BOX} --size 40MB && {BOX} remove --yes")
+    assert machine.root("ls /root/second; ls /dev/mapper | wc -l").split() == ["data", "forged", "good", "3"]
+
+
 def test_a_warm_reboot_is_named_and_can_be_accepted(machine: Machine) -> None:
     machine.root("rm /usr/local/bin/miner; sync; systemctl reboot", check=False)
     machine.vm.wait_gone()
@@ -193,12 +318,22 @@ def test_a_warm_reboot_is_named_and_can_be_accepted(machine: Machine) -> None:
     assert "rebooted 1 time" in checks["tpm.clock"]["line"]
     assert "--allow-reboot or take a new snapshot" in checks["tpm.clock"]["line"]
     assert machine.verify("--allow-reboot")[0] == 0
+    the_container_is_open_and_the_application_runs(machine)
+
+
+def the_container_is_open_and_the_application_runs(machine: Machine) -> None:
+    assert "open, mounted at" in machine.root("cosmian_fstool status")
+    machine.until("cat /run/helloworld-has", SECRET.decode())
 
 
 def test_a_cold_start_is_another_guest_and_a_new_snapshot_passes(machine: Machine) -> None:
     machine.vm.stop()
+    disk = machine.vm.folder / "disk.img"
+    assert holds(disk, b"/usr/local/bin/helloworld"), "what is not encrypted is seen"
+    assert not holds(disk, SECRET)
     machine.vm.start()
     machine.vm.wait()
+    the_container_is_open_and_the_application_runs(machine)
     status, checks = machine.verify()
     assert status == 1
     assert failed(checks) == {"tpm.clock", "tee.instance"}
@@ -206,7 +341,13 @@ def test_a_cold_start_is_another_guest_and_a_new_snapshot_passes(machine: Machin
     assert machine.verify()[0] == 0
 
 
-def test_a_changed_command_line_is_named_by_its_boot_event(machine: Machine, tmp_path: Path) -> None:
+def holds(disk: Path, needle: bytes) -> bool:
+    with disk.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(needle) >= 0
+
+
+def test_a_changed_command_line_is_named_and_the_container_stays_locked(machine: Machine, tmp_path: Path) -> None:
+    password = machine.root("cat /var/lib/cosmian_vm/data/container.password")
     machine.vm.stop()
     esp = f"{machine.vm.folder / 'disk.img'}@@1M"
     kernel, line = tmp_path / "linux.efi", tmp_path / "cmdline"
@@ -222,6 +363,24 @@ def test_a_changed_command_line_is_named_by_its_boot_event(machine: Machine, tmp
     assert "tpm.boot_pcrs" in failed(checks)
     told = checks["tpm.boot_pcrs"]["line"] + "\n".join(checks["tpm.boot_pcrs"]["details"])
     assert "PCR 4" in told
+    locked(machine, "this boot is not the one that it was sealed for: PCR 4, 9 changed")
+    machine.root("cosmian_fstool reseal --password -", stdin=password.encode())
+    machine.root("cosmian_fstool open")
+    machine.until("tail -n 3 /var/log/cosmian_vm/agent.err.log", "listening on", seconds=60)
+    machine.vm.wait()
+    assert machine.cli("app", "restart", trust=False).returncode == 0  # the agent noticed by itself
+    the_container_is_open_and_the_application_runs(machine)
+
+
+def locked(machine: Machine, why: str) -> None:
+    """Nothing is mounted or written, orders are told why, and evidence is served all the same."""
+    assert why in machine.root("cosmian_fstool status", check=False)
+    assert machine.root("findmnt /var/lib/cosmian_vm/data", check=False) == ""
+    assert machine.root("ls -A /var/lib/cosmian_vm/data") == ""
+    ordered = machine.cli("app", "restart", trust=False)
+    assert ordered.returncode == 3
+    assert "container locked: " in ordered.stderr
+    assert why in ordered.stderr
 
 
 def test_another_tpm_is_not_ours(machine: Machine) -> None:
@@ -232,3 +391,17 @@ def test_another_tpm_is_not_ours(machine: Machine) -> None:
     status, checks = machine.verify("--allow-reboot")
     assert status == 1
     assert "tpm.ak" in failed(checks)
+    locked(machine, "the TPM has no record of this container")
+
+
+def test_a_first_launch_killed_at_any_moment_is_finished_at_the_next_start(machine: Machine) -> None:
+    machine.root("supervisorctl stop all; systemctl stop cosmian_vm_container; cosmian_fstool remove --yes")
+    machine.root("tpm2_evictcontrol -C o -c 0x81000051")  # a new machine: no container, and no attestation key
+    for moment in (2, 5, 9, 13):
+        machine.root(f"timeout --signal=KILL {moment} cosmian_vm_agent --first-launch", check=False)
+    machine.root("systemctl reset-failed; systemctl start cosmian_vm_container; supervisorctl start cosmian_vm_agent")
+    machine.vm.wait()
+    assert "open, mounted at" in machine.root("cosmian_fstool status")
+    assert machine.root("ls -A /var/lib/cosmian_vm") == "container\ncontainer.header\ndata\ntmp\n"
+    machine.snapshot()
+    assert machine.verify()[0] == 0

@@ -9,7 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from cosmian_vm.errors import ConfigError
+from cosmian_vm.errors import ConfigError, InputError
+from cosmian_vm.luks.pcrs import DEFAULT_PCRS, parse_pcrs
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -59,8 +60,9 @@ class AgentConfig:
     """The whole configuration; every path is absolute.
 
     ``port`` 0 stands for any free port (only from code, never from a file). ``tpm_device`` None: no TPM.
-    ``container``: the encrypted container's file, None where the machine explicitly has none. ``owners``: "anyone"
-    takes orders of version 1, which carry no proof of who gives them; None: an unclaimed machine.
+    ``container``: the encrypted container's file, None where the machine explicitly has none; ``container_pcrs``: what
+    it is sealed to. ``owners``: "anyone" takes orders of version 1, which carry no proof of who gives them; None: an
+    unclaimed machine.
     """
 
     data_storage: Path
@@ -70,6 +72,7 @@ class AgentConfig:
     ssl_private_key: Path
     tpm_device: str | None = None
     container: Path | None = None
+    container_pcrs: tuple[int, ...] = DEFAULT_PCRS
     owners: Literal["anyone"] | None = None
     app: AppConfig | None = None
 
@@ -126,6 +129,7 @@ def parse(raw: bytes, name: str) -> AgentConfig:
         ssl_private_key=storage / agent.text("ssl_private_key"),
         tpm_device=agent.optional_text("tpm_device"),
         container=None if container == "none" else storage / container,
+        container_pcrs=agent.pcrs("container_pcrs"),
         owners=agent.owners("owners"),
         app=None if app is None else _app(app, storage),
     )
@@ -203,6 +207,16 @@ class _Table:
         if value != "anyone":
             self.wrong(key, 'expected is "anyone" (orders from any client, as 1.3.x), or no such key')
         return "anyone"
+
+    def pcrs(self, key: str) -> tuple[int, ...]:
+        """PCRs to seal to, as text: ``"4+7+8+9+12+14"``."""
+        value = self.optional_text(key)
+        if value is None:
+            return DEFAULT_PCRS
+        try:
+            return parse_pcrs(value)
+        except InputError as exc:
+            self.wrong(key, str(exc))
 
     def table(self, key: str) -> _Table | None:
         """A section; None where there is no such section."""

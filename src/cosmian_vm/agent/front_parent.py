@@ -45,14 +45,16 @@ async def serve_apart(
     listener: socket.socket,
     user: FrontUser,
     on_ready: Callable[[str, int], None] | None,
+    *,
+    stop: asyncio.Event,
 ) -> None:
-    """Serve ``orders`` through a front that runs as ``user``, until SIGTERM or SIGINT.
+    """Serve ``orders`` through a front that runs as ``user``, until SIGTERM or SIGINT, which set ``stop``, or until
+    somebody else does.
 
     Raises ConfigError where the runtime folder cannot be used.
     """
     host, port = listener.getsockname()[:2]
     accepting, path = listen_for_orders(user, f"{host}_{port}.sock")
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import os
 import resource
 import socket
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["main", "run"]
 
 _OPEN_FILES = 16384
+_LOOK_SECONDS = 2.0
 
-_Serve = Callable[[Orders], Coroutine[None, None, None]]
+_Serve = Callable[[Orders, asyncio.Event], Coroutine[None, None, None]]
 
 
 def run(
@@ -47,32 +50,49 @@ def run(
 ) -> None:
     """Serve this machine until SIGTERM or SIGINT.
 
+    ``preinit``: open and make what the first launch makes (container, AK, certificate). ``on_ready`` is called with
+    address and port when connections are taken: with port 0 in ``config``, this is how the chosen one is known.
     ``front``: whom the front is to run as, in a process of its own; None: front and collector are this one process.
-
-    ``preinit``: make what the first launch makes (AK, certificate). ``on_ready`` is called once with address and port
-    when connections are taken: with port 0 in ``config``, this is how the chosen one is known.
 
     Raises ConfigError where configuration, certificate or port cannot be used.
     """
+    if config.owners == "anyone":
+        LOGGER.warning('owners = "anyone": every client that reaches this agent may give it orders')
+    while _serve_once(config, platform, preinit=preinit, on_ready=on_ready, front=front):
+        LOGGER.info("the encrypted container is open now: starting over with what is in it")
+
+
+def _serve_once(
+    config: AgentConfig,
+    platform: Platform,
+    *,
+    preinit: bool,
+    on_ready: Callable[[str, int], None] | None,
+    front: FrontUser | None,
+) -> bool:
+    """Whether to begin again: the container was locked, and has been opened meanwhile."""
     listener = listen(config.host, config.port)
     try:
-        storage = Storage(config)
-        if preinit:
-            first_launch.provision_tpm(platform.tpm)
-        files = first_launch.prepare(
-            config, storage, preinit=preinit, hostname=socket.gethostname(), now=datetime.now(UTC)
-        )
+        storage, files = _launch(config, platform, preinit=preinit)
         serve_it = _with_front_apart(files, listener, front, on_ready) if front else _here(files, listener, on_ready)
-        if config.owners == "anyone":
-            LOGGER.warning('owners = "anyone": every client that reaches this agent may give it orders')
-        uvloop.run(_serve(Collector(config, platform, storage=storage), serve_it))
+        return uvloop.run(_serve(Collector(config, platform, storage=storage), storage, serve_it))
     finally:
         listener.close()
 
 
+def _launch(config: AgentConfig, platform: Platform, *, preinit: bool) -> tuple[Storage, TlsFiles]:
+    """What ``first_launch`` says, in its order. Raises ConfigError."""
+    why = first_launch.open_container(config, platform.tpm, preinit=preinit)
+    storage = Storage(config, why=why)
+    if preinit:
+        first_launch.provision_tpm(platform.tpm)
+    files = first_launch.prepare(config, storage, preinit=preinit, hostname=socket.gethostname(), now=datetime.now(UTC))
+    return storage, files
+
+
 def _here(files: TlsFiles, listener: socket.socket, on_ready: Callable[[str, int], None] | None) -> _Serve:
     identity = TlsIdentity(files.certificate, files.key)
-    return lambda orders: serve(create_app(orders), identity, listener, on_ready=on_ready)
+    return lambda orders, stop: serve(create_app(orders), identity, listener, on_ready=on_ready, stop=stop)
 
 
 def _with_front_apart(
@@ -82,31 +102,63 @@ def _with_front_apart(
     from cosmian_vm.agent.handover import MaterialFiles
 
     material = MaterialFiles(files.certificate, files.key)
-    return lambda orders: serve_apart(orders, material, listener, user, on_ready)
+    return lambda orders, stop: serve_apart(orders, material, listener, user, on_ready, stop=stop)
 
 
-async def _serve(collector: Collector, serve_orders: _Serve) -> None:
+async def _serve(collector: Collector, storage: Storage, serve_orders: _Serve) -> bool:
     try:
         await collector.version()
     except CosmianVmError as exc:
         LOGGER.error("the devices of this machine do not answer: %s", describe(exc))
+    opened, stop = asyncio.Event(), asyncio.Event()
+    watch = None if storage.locked() is None else asyncio.create_task(_until_open(storage, opened, stop))
     try:
-        await serve_orders(collector)
+        await serve_orders(collector, stop)
     finally:
+        if watch is not None:
+            watch.cancel()
         await collector.close()
+    return opened.is_set()
 
 
-def main() -> None:
-    """Entry point of cosmian_vm_agent. Exit status: 0 ended by a signal, 2 wrong usage or configuration, 1 else."""
-    import argparse
+async def _until_open(storage: Storage, opened: asyncio.Event, stop: asyncio.Event) -> None:
+    """End the serving when the container is open: by `cosmian_fstool`, or by the unit that tries at boot."""
+    while storage.locked() is not None:
+        await asyncio.sleep(_LOOK_SECONDS)
+    opened.set()
+    stop.set()
 
+
+def main(find_platform: Callable[[AgentConfig], Platform] = lambda config: detect(config.tpm_device)) -> None:
+    """Entry point of cosmian_vm_agent. Exit status: 0 ended by a signal, 2 wrong usage or configuration, 1 else.
+
+    ``find_platform``: whose devices are served. Raises SystemExit.
+    """
     from cosmian_vm.agent.privileges import find_front_user
 
+    arguments = _arguments()
+    configure()
+    os.umask(0o077)
+    _set_limits()
+    try:
+        config = load(arguments.config)
+        preinit = os.environ.get(PREINIT_VARIABLE) != "0"
+        platform = find_platform(config)
+        if arguments.first_launch:
+            sys.exit(_launch_only(config, platform))
+        run(config, platform, preinit=preinit, front=find_front_user())
+    except InputError as exc:
+        sys.exit(_fail(exc, 2))
+    except CosmianVmError as exc:
+        sys.exit(_fail(exc, 1))
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="cosmian_vm_agent",
         description="Serve this machine's evidence over HTTPS: IMA list, TPM quote, TEE quote, snapshot.",
         epilog=f"Environment: {CONFIG_VARIABLE} names another configuration file, {PREINIT_VARIABLE}=0 skips what the "
-        "first launch makes (TPM key, certificate).",
+        "first launch makes (encrypted container, TPM keys, certificate) when serving.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument(
@@ -116,18 +168,18 @@ def main() -> None:
         metavar="FILE",
         help="configuration file (default: %(default)s)",
     )
-    arguments = parser.parse_args()
-    configure()
-    os.umask(0o077)
-    _set_limits()
-    try:
-        config = load(arguments.config)
-        preinit = os.environ.get(PREINIT_VARIABLE) != "0"
-        run(config, detect(config.tpm_device), preinit=preinit, front=find_front_user())
-    except InputError as exc:
-        sys.exit(_fail(exc, 2))
-    except CosmianVmError as exc:
-        sys.exit(_fail(exc, 1))
+    parser.add_argument(
+        "--first-launch",
+        action="store_true",
+        help="open the encrypted container, or make it with all else that a new machine needs, and end (status 1 if "
+        "it stays locked)",
+    )
+    return parser.parse_args()
+
+
+def _launch_only(config: AgentConfig, platform: Platform) -> int:
+    storage, _files = _launch(config, platform, preinit=True)
+    return 0 if storage.locked() is None else 1
 
 
 def _set_limits() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from cosmian_vm.agent.config import AgentConfig, AppConfig
 from cosmian_vm.agent.files import make_folder, write_atomically
-from cosmian_vm.errors import AttesterError, OrderError
+from cosmian_vm.errors import AttesterError, InputError, OrderError
+from cosmian_vm.luks.place import Place
 
 __all__ = ["APP_CONFIGURATION", "Storage"]
 
@@ -19,16 +20,20 @@ _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 
 
 class Storage:
-    """``mountinfo`` and ``block_devices`` are the kernel's; tests give their own."""
+    """``why``: what the start said of a container that it could not open. ``mountinfo`` and ``block_devices`` are the
+    kernel's; tests give their own.
+    """
 
     def __init__(
         self,
         config: AgentConfig,
         *,
+        why: str | None = None,
         mountinfo: Path = Path("/proc/self/mountinfo"),
         block_devices: Path = Path("/sys/dev/block"),
     ) -> None:
         self._config = config
+        self._why = why
         self._mountinfo = mountinfo
         self._block_devices = block_devices
 
@@ -42,7 +47,7 @@ class Storage:
         data = os.path.realpath(self._config.data)
         device = self._device_mounted_at(data)
         if device is None:
-            return (
+            return self._why or (
                 f"no encrypted container is mounted at {data} (a machine that is to have none says "
                 'container = "none" in its agent.toml)'
             )
@@ -50,7 +55,15 @@ class Storage:
             uuid = (self._block_devices / device / "dm" / "uuid").read_text(encoding="ascii").strip()
         except (OSError, ValueError):
             uuid = ""
-        return None if uuid.startswith(_LUKS) else f"what is mounted at {data} is no encrypted container (LUKS2)"
+        if not uuid.startswith(_LUKS):
+            return f"what is mounted at {data} is no encrypted container (LUKS2)"
+        try:
+            ours = Place.at(self._config.container, self._config.data).name
+        except InputError as exc:
+            return str(exc)
+        if not uuid.endswith(f"-{ours}"):
+            return f"what is mounted at {data} is not {self._config.container}, which agent.toml names"
+        return None
 
     def require_open(self) -> None:
         """Raises OrderError (503) where the container is locked."""

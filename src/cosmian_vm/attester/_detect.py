@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cosmian_vm.attester.ima import SECURITYFS, KernelLogs
-from cosmian_vm.attester.platform import Platform, TeeDevice, TpmDevice
+from cosmian_vm.attester.platform import Logs, Platform, TeeDevice, TpmDevice
 from cosmian_vm.attester.snp import SEV_GUEST, TSM_REPORT, SnpIoctl, SnpTsm, TsmFiles
-from cosmian_vm.errors import AttesterError, NotAvailableError
+from cosmian_vm.errors import AttesterError
 
 __all__ = ["find"]
 
@@ -33,9 +33,25 @@ def find(tpm_device: str | None, root: Path) -> Platform:
     )
     if platform.tee is None:
         _log.warning("no confidential hardware found (looked for %s and %s)", TSM_REPORT, SEV_GUEST)
-    if platform.tpm is None:
+    if tpm_device is None:
         _log.warning("no TPM: agent.toml has no tpm_device")
+    _look_at_ima(platform.logs)
     return platform
+
+
+def _look_at_ima(logs: Logs) -> None:
+    try:
+        listed = logs.ima_ascii()
+    except AttesterError as exc:
+        _log.error("%s", exc)
+        return
+    if listed is None:
+        _log.error("no IMA list: the kernel has no IMA, or securityfs is not mounted; verifications will fail")
+    elif listed.count(b"\n") <= 1:
+        _log.error(
+            "IMA measures nothing: put ima_policy=tcb ima_hash=sha256 on the kernel's command line; verifications will "
+            "fail"
+        )
 
 
 def _tee(root: Path) -> TeeDevice | None:
@@ -53,20 +69,22 @@ def _tee(root: Path) -> TeeDevice | None:
     return SnpIoctl(device) if device.exists() else None
 
 
-def _tpm(device: str) -> TpmDevice:
+def _tpm(device: str) -> TpmDevice | None:
+    """None, and an error in the log, where it cannot be had: the rest is served, and a verification fails for it."""
     if not Path(device).exists():
-        raise NotAvailableError(
-            f"tpm_device = {device}: there is no such device; correct or remove the key in agent.toml"
-        )
+        _log.error("tpm_device = %s: there is no such device; correct or remove the key in agent.toml", device)
+        return None
     try:
         from cosmian_vm.attester.tpm import EsapiTpm
     except ImportError as exc:
-        raise NotAvailableError(f"tpm_device = {device}: the TPM's libraries cannot be loaded: {exc}") from exc
+        _log.error("tpm_device = %s: the TPM's libraries cannot be loaded: %s", device, exc)
+        return None
     tpm = EsapiTpm(f"device:{device}")
     try:
-        tpm.ak_public()  # opens the device and loads the TSS's driver for it now, not when the first call comes
-    except NotAvailableError as exc:
-        _log.info("%s", exc)
+        if tpm.provisioned():  # opens the device and loads the TSS's driver for it now, not when the first call comes
+            tpm.ak_public()
+    except AttesterError as exc:
+        _log.error("%s", exc)
     return tpm
 
 

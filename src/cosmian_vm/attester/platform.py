@@ -49,12 +49,16 @@ class TpmQuote:
 
 
 class TpmDevice(Protocol):
-    """The TPM. All but ``provision`` need its AK to be there already."""
+    """The TPM. All but ``provision`` and ``provisioned`` need its AK to be there already."""
 
     def provision(self) -> None:
         """Make EK and AK where they are absent. Idempotent: the agent calls it at each start (unless told not to).
         Raises AttesterError.
         """
+        ...
+
+    def provisioned(self) -> bool:
+        """Whether there is an object at the AK's handle: this machine was set up before. Raises AttesterError."""
         ...
 
     def ak_public(self) -> bytes:
@@ -124,9 +128,8 @@ class Platform:
 def detect(tpm_device: str | None, *, root: Path = Path("/")) -> Platform:
     """The real devices of this machine. ``tpm_device``: path of the TPM's device file, None where there is no TPM.
 
-    What is not there is None, and a line in the log says so. ``root`` stands for ``/`` in tests. Raises
-    NotAvailableError where ``tpm_device`` is named but not there (a machine must not lose its TPM in silence), and
-    AttesterError where a foreign object stands in the place of its attestation key.
+    What is not there is None, and a line in the log says so: the agent serves what it can, and whoever verifies the
+    machine misses the rest. ``root`` stands for ``/`` in tests.
     """
     from cosmian_vm.attester import _detect  # the devices' modules need the types above
 

@@ -10,14 +10,10 @@ into its parent's memory, so the parent is always kept in a local name while a f
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
-
-# Before the library is loaded: it would write to standard error of its own accord otherwise, errors that are ours.
-os.environ.setdefault("TSS2_LOG", "all+none")
 
 from tpm2_pytss import (
     ESAPI,
@@ -29,7 +25,6 @@ from tpm2_pytss import (
     TPM2B_SENSITIVE_CREATE,
     TPMA_NV,
     TPMA_OBJECT,
-    TPML_PCR_SELECTION,
     TPMT_PUBLIC,
     TPMT_SYM_DEF,
     TSS2_Exception,
@@ -37,6 +32,7 @@ from tpm2_pytss import (
 from tpm2_pytss.constants import TPM2_ECC, TPM2_PT_NV, TPM2_RC
 from tpm2_pytss.utils import NoSuchIndex, create_ek_template
 
+from cosmian_vm._tss import explained, pcr_selection, read_pcrs
 from cosmian_vm.attester.platform import TpmQuote
 from cosmian_vm.errors import AttesterError, NotAvailableError
 
@@ -98,6 +94,11 @@ class EsapiTpm:
                 _make_ak(esys, ek, self._ak_handle)
             self._public = self._read_ak(esys)
 
+    def provisioned(self) -> bool:
+        """Whether an object stands at the AK's handle. Raises AttesterError, NotAvailableError."""
+        with self._esys() as esys:
+            return _find(esys, self._ak_handle) is not None
+
     def ak_public(self) -> bytes:
         """TPMT_PUBLIC of the AK, big-endian. Raises AttesterError, NotAvailableError where it was not made yet."""
         with self._esys() as esys:
@@ -121,11 +122,11 @@ class EsapiTpm:
         with self._esys() as esys:
             public = self._read_ak(esys)
             key = _find(esys, self._ak_handle)
-            before = _read_pcrs(esys, wanted)
+            before = read_pcrs(esys, wanted)
             for _ in range(_MAX_QUOTE_ATTEMPTS):
-                attest, signature = esys.quote(key, _selection(wanted), qualifying_data)
+                attest, signature = esys.quote(key, pcr_selection(wanted), qualifying_data)
                 raw = bytes(attest)
-                after = _read_pcrs(esys, wanted)
+                after = read_pcrs(esys, wanted)
                 for values in (after, before):
                     if _quoted_digest(raw) == sha256(b"".join(values[i] for i in wanted)).digest():
                         return TpmQuote(quote=raw, signature=signature.marshal(), ak_public=public, pcrs=values)
@@ -138,7 +139,7 @@ class EsapiTpm:
     def read_pcrs(self, pcrs: Sequence[int]) -> dict[int, bytes]:
         """Values of the sha256 bank, 32 bytes each. Raises AttesterError."""
         with self._esys() as esys:
-            return _read_pcrs(esys, sorted(set(pcrs)))
+            return read_pcrs(esys, pcrs)
 
     def nv_read(self, index: int) -> bytes:
         """The content of an NV index, by its own or the owner's (empty) authorisation.
@@ -178,7 +179,7 @@ class EsapiTpm:
                 broken = False
                 raise
             except TSS2_Exception as exc:
-                raise AttesterError(f"TPM {self._tcti}: {exc}") from exc
+                raise AttesterError(f"TPM {self._tcti}: {explained(exc)}") from exc
             finally:
                 if broken or not self._keep_open:
                     self._drop()
@@ -275,24 +276,6 @@ def _check_ak(public: TPM2B_PUBLIC, handle: int) -> None:
             f"TPM: the object at {handle:#010x} {problem}; if nothing else uses it, remove it with "
             f"`tpm2_evictcontrol -C o -c {handle:#010x}` and start the agent again"
         )
-
-
-def _selection(pcrs: Sequence[int]) -> TPML_PCR_SELECTION:
-    return TPML_PCR_SELECTION.parse("sha256:" + ",".join(map(str, pcrs)))
-
-
-def _read_pcrs(esys: ESAPI, pcrs: Sequence[int]) -> dict[int, bytes]:
-    """PCR values; one TPM2_PCR_Read gives at most 8 and says which (Part 3, 22.4)."""
-    values: dict[int, bytes] = {}
-    missing = list(pcrs)
-    while missing:
-        _counter, _given, digests = esys.pcr_read(_selection(missing[:8]))
-        read = [bytes(digests[i]) for i in range(len(digests))]
-        if len(read) != len(missing[:8]) or any(len(value) != 32 for value in read):
-            raise AttesterError(f"TPM: no sha256 bank for PCR {missing[0]}; enable the bank in the firmware's settings")
-        values.update(zip(missing[:8], read, strict=True))
-        missing = missing[8:]
-    return values
 
 
 def _quoted_digest(attest: bytes) -> bytes:

@@ -150,6 +150,9 @@ class _TpmWrapper:
     def provision(self) -> None:
         self.inner.provision()
 
+    def provisioned(self) -> bool:
+        return self.inner.provisioned()
+
     def ak_public(self) -> bytes:
         return self.inner.ak_public()
 

@@ -21,11 +21,10 @@ from cosmian_vm.luks._label import give_label, label_of
 from cosmian_vm.luks._mounts import mounted_at
 from cosmian_vm.luks._undo import Undo, undoing
 from cosmian_vm.luks.nv_index import TpmRecords
+from cosmian_vm.luks.pcrs import DEFAULT_PCRS, check_pcrs, show_pcrs
 from cosmian_vm.luks.place import (
-    DEFAULT_PCRS,
     Place,
     allocate,
-    check_pcrs,
     is_file,
     read_header,
     sync_folder,
@@ -192,7 +191,7 @@ class Container:
             except CosmianVmError as exc:
                 return Status(open=False, line=str(exc))
         state = f"open, mounted at {place.mount}" if is_open else "closed; this TPM opens it in the present boot"
-        sealed = "+".join(map(str, self._pcrs))
+        sealed = show_pcrs(self._pcrs)
         return Status(
             open=is_open,
             line=f"{place.location}: {state} (PCRs {sealed}, TPM record {trusted.found.index:#010x}, {header.uuid})",
@@ -224,7 +223,7 @@ class Container:
         values = self._records.pcr_values(self._pcrs)
         if all(value in _UNSET for value in values.values()):
             raise AttesterError(
-                f"TPM: nothing was measured into the PCRs {'+'.join(map(str, self._pcrs))}, they seal nothing; boot by "
+                f"TPM: nothing was measured into the PCRs {show_pcrs(self._pcrs)}, they seal nothing; boot by "
                 "UEFI with the TPM, or name others with --tpm2-pcrs"
             )
 

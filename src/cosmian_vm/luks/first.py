@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from cosmian_vm.errors import AttesterError
 from cosmian_vm.luks._commands import Machine
 from cosmian_vm.luks.container import Container
-from cosmian_vm.luks.place import DEFAULT_PCRS, Place
+from cosmian_vm.luks.pcrs import DEFAULT_PCRS
+from cosmian_vm.luks.place import Place
 
-__all__ = ["FIRST_SIZE", "provide"]
+__all__ = ["FIRST_SIZE", "Machine", "look", "provide"]
 
 FIRST_SIZE = 500_000_000 // 4096 * 4096
 """Size of the container that a first launch makes, in bytes."""
@@ -42,3 +43,9 @@ def provide(
         )
     container.create(size)
     return True
+
+
+def look(place: Place, tpm: str, *, pcrs: Sequence[int] = DEFAULT_PCRS, machine: Machine | None = None) -> str | None:
+    """Why it is not open, in one line; None where it is. Nothing is opened or made. Raises InputError for the PCRs."""
+    status = Container(place, tpm, pcrs=pcrs, machine=machine).status()
+    return None if status.open else status.line

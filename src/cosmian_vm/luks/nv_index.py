@@ -15,12 +15,9 @@ attestation key must be gone too (see ``luks.container``).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-
-os.environ.setdefault("TSS2_LOG", "all+none")
 
 from tpm2_pytss import (
     ESAPI,
@@ -31,13 +28,13 @@ from tpm2_pytss import (
     TPM2B_AUTH,
     TPM2B_NV_PUBLIC,
     TPMA_NV,
-    TPML_PCR_SELECTION,
     TPMS_NV_PUBLIC,
     TPMT_SYM_DEF,
     TSS2_Exception,
 )
 from tpm2_pytss.constants import TPM2_RC
 
+from cosmian_vm._tss import explained, has_code, pcr_selection, read_pcrs
 from cosmian_vm.errors import AttesterError, EvidenceFormatError, NotAvailableError
 from cosmian_vm.luks.record import RECORD_SIZE, Record, make_record, parse_record, policy_digest, serialize_record
 
@@ -50,7 +47,6 @@ _ATTEMPTS = 20
 
 # Part 2, 13.4 TPMA_NV. Readable by anyone; no OWNERWRITE, no AUTHWRITE, no PPWRITE.
 _ATTRIBUTES = TPMA_NV.POLICYWRITE | TPMA_NV.AUTHREAD | TPMA_NV.NO_DA
-_RC_MASK = 0xFFFF  # the rest says which layer of the TSS speaks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +80,7 @@ class TpmRecords:
         Raises AttesterError.
         """
         with self._esys() as esys:
-            values = _read_pcrs(esys, pcrs)
+            values = read_pcrs(esys, pcrs)
             index = self._free(esys)
             public = TPM2B_NV_PUBLIC(
                 nvPublic=TPMS_NV_PUBLIC(
@@ -115,7 +111,7 @@ class TpmRecords:
     def pcr_values(self, pcrs: Sequence[int]) -> dict[int, bytes]:
         """Values of the sha256 bank, 32 bytes each. Raises AttesterError."""
         with self._esys() as esys:
-            return _read_pcrs(esys, pcrs)
+            return read_pcrs(esys, pcrs)
 
     def _look(self, esys: ESAPI, index: int) -> Found | None:
         """None for an index that was never written, or that holds something else."""
@@ -130,7 +126,7 @@ class TpmRecords:
             record = parse_record(bytes(esys.nv_read(handle, RECORD_SIZE, 0, auth_handle=handle)))
         except EvidenceFormatError:
             return None
-        values = _read_pcrs(esys, record.pcrs)
+        values = read_pcrs(esys, record.pcrs)
         genuine = (
             algorithm == TPM2_ALG.SHA256
             and attributes == int(_ATTRIBUTES | TPMA_NV.WRITTEN)
@@ -164,18 +160,9 @@ class TpmRecords:
         try:
             yield context
         except TSS2_Exception as exc:
-            raise AttesterError(f"TPM {self._tcti}: {_explained(exc)}") from exc
+            raise AttesterError(f"TPM {self._tcti}: {explained(exc)}") from exc
         finally:
             context.close()
-
-
-def _explained(exc: TSS2_Exception) -> str:
-    code = exc.rc & _RC_MASK
-    if code == TPM2_RC.NV_SPACE:
-        return "no room for another NV index; see them with `tpm2_getcap handles-nv-index` and delete what nobody needs"
-    if code & 0xBF in (TPM2_RC.BAD_AUTH & 0xBF, TPM2_RC.AUTH_FAIL & 0xBF) and code & TPM2_RC.FMT1:
-        return "its owner has a password: clear the TPM, or take the password away, before a container is made"
-    return str(exc)
 
 
 def _defined(esys: ESAPI) -> list[int]:
@@ -193,30 +180,12 @@ def _write(esys: ESAPI, handle: ESYS_TR, content: bytes, pcrs: Sequence[int]) ->
             ESYS_TR.NONE, ESYS_TR.NONE, TPM2_SE.POLICY, TPMT_SYM_DEF(algorithm=TPM2_ALG.NULL), TPM2_ALG.SHA256
         )
         try:
-            esys.policy_pcr(session, b"", _selection(pcrs))
+            esys.policy_pcr(session, b"", pcr_selection(pcrs))
             esys.nv_write(handle, content, 0, auth_handle=handle, session1=session)
             return
         except TSS2_Exception as exc:
-            if exc.rc & _RC_MASK != TPM2_RC.PCR_CHANGED or attempt == _ATTEMPTS:
+            if not has_code(exc, TPM2_RC.PCR_CHANGED) or attempt == _ATTEMPTS:
                 raise
         finally:
             with suppress(TSS2_Exception):
                 esys.flush_context(session)
-
-
-def _selection(pcrs: Sequence[int]) -> TPML_PCR_SELECTION:
-    return TPML_PCR_SELECTION.parse("sha256:" + ",".join(map(str, pcrs)))
-
-
-def _read_pcrs(esys: ESAPI, pcrs: Sequence[int]) -> dict[int, bytes]:
-    """Part 3, 22.4: one TPM2_PCR_Read gives at most 8."""
-    values: dict[int, bytes] = {}
-    missing = sorted(set(pcrs))
-    while missing:
-        _counter, _given, digests = esys.pcr_read(_selection(missing[:8]))
-        read = [bytes(digests[i]) for i in range(len(digests))]
-        if len(read) != len(missing[:8]) or any(len(value) != 32 for value in read):
-            raise AttesterError(f"TPM: no sha256 bank for PCR {missing[0]}; enable the bank in the firmware's settings")
-        values.update(zip(missing[:8], read, strict=True))
-        missing = missing[8:]
-    return values

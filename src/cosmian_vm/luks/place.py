@@ -15,12 +15,8 @@ from cosmian_vm.errors import AttesterError, InputError
 from cosmian_vm.luks.header import MAX_HEADER_SIZE
 from cosmian_vm.luks.sizes import show_size
 
-__all__ = ["DEFAULT_PCRS", "Place", "allocate", "check_pcrs", "read_header", "sync_folder", "write_new"]
+__all__ = ["Place", "allocate", "read_header", "sync_folder", "write_new"]
 
-DEFAULT_PCRS = (4, 7, 8, 9, 12, 14)
-"""Boot loader and kernel, Secure Boot, GRUB's commands, files it read, command line and credentials, MOK."""
-
-_STATIC_PCRS = range(16)
 _SPARE = 16 << 20
 _PASSWORD = "container.password"  # noqa: S105 - a file's name
 
@@ -72,16 +68,6 @@ class Place:
     def password(self) -> Path:
         """The generated password, inside the container."""
         return self.mount / _PASSWORD
-
-
-def check_pcrs(pcrs: tuple[int, ...]) -> tuple[int, ...]:
-    """Ascending, each once. Raises InputError for none, and for those that a running system can set back (16-23)."""
-    chosen = tuple(sorted(set(pcrs)))
-    if not chosen or any(pcr not in _STATIC_PCRS for pcr in chosen):
-        raise InputError("PCRs: expected are some of 0 to 15, as in 4+7+8+9+12+14 (16-23 can be reset by anyone)")
-    if 10 in chosen:
-        raise InputError("PCR 10: IMA extends it with each program that runs, the container would never open again")
-    return chosen
 
 
 def read_header(path: Path) -> bytes | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from cosmian_vm.errors import AttesterError, EvidenceFormatError, InputError
 from cosmian_vm.luks.header import LuksHeader, parse_header
 from cosmian_vm.luks.nv_index import Found, TpmRecords
+from cosmian_vm.luks.pcrs import show_pcrs
 from cosmian_vm.luks.place import Place, is_file, read_header, sync_folder
 
 __all__ = ["Trusted", "check_header", "check_state", "exists", "known_header"]
@@ -87,8 +88,8 @@ def check_state(place: Place, found: Found, pcrs: Sequence[int]) -> None:
         )
     if found.record.pcrs != tuple(pcrs):
         raise AttesterError(
-            f"{place.location}: was sealed to the PCRs {_list(found.record.pcrs)}, expected are {_list(pcrs)}; say "
-            "--tpm2-pcrs as it was said when it was made"
+            f"{place.location}: was sealed to the PCRs {show_pcrs(found.record.pcrs)}, expected are {show_pcrs(pcrs)}; "
+            "set container_pcrs in agent.toml (or --tpm2-pcrs) to what was said when it was made"
         )
 
 
@@ -99,7 +100,9 @@ def check_header(place: Place, raw: bytes, pcrs: Sequence[int] | None) -> LuksHe
     except EvidenceFormatError as exc:
         raise AttesterError(f"{place.header}: refused: {exc}") from exc
     if pcrs is not None and [token.pcrs for token in header.tokens] != [tuple(pcrs)]:
-        raise AttesterError(f"{place.header}: refused: it has not exactly one TPM token, for the PCRs {_list(pcrs)}")
+        raise AttesterError(
+            f"{place.header}: refused: it has not exactly one TPM token, for the PCRs {show_pcrs(pcrs)}"
+        )
     return header
 
 
@@ -129,7 +132,3 @@ def _container_there(place: Place) -> None:
     for path in (place.unfinished, place.next_header):
         with suppress(OSError):
             path.unlink()
-
-
-def _list(pcrs: Sequence[int]) -> str:
-    return "+".join(map(str, pcrs))

@@ -1,0 +1,100 @@
+"""A booted VM and its administrator: what root does in it, and cosmian_vm against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cosmian_vm.devkit.qemu import QemuVm, missing_programs
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SSH_KEY = ROOT / ".cache" / "image" / "ssh_key"
+BUILD_SECONDS = 900  # with everything to be downloaded
+COMMAND_SECONDS = 240
+CLI = ("-c", "from cosmian_vm.cli.main import main; main()")
+Checks = dict[str, dict[str, Any]]
+
+
+def skip_without_tools() -> None:
+    missing = missing_programs() + [name for name in ("mmdebstrap", "mcopy", "debugfs") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)} (image/build and image/run install them)")
+    if os.getuid() != 0:
+        pytest.skip("image/build needs root")
+
+
+def build(*command: str | Path) -> Path:
+    """Build an image; its path is the last line that the command prints."""
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+class Machine:
+    """The VM, and its administrator's folder beside its disk."""
+
+    def __init__(self, vm: QemuVm, trust_root: Path) -> None:
+        self.vm = vm
+        self.trust_root = trust_root
+        self.snapshot_file = vm.folder / "cosmian_vm.snapshot"
+
+    def root(self, script: str, *, check: bool = True, stdin: bytes = b"") -> str:
+        """What a shell script prints that root runs in the VM; with ``check`` False also what it complains of."""
+        done = subprocess.run(
+            [*self.vm.ssh(SSH_KEY), script],
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if check else subprocess.STDOUT,
+            timeout=COMMAND_SECONDS,
+            check=False,
+        )
+        assert not check or done.returncode == 0, (done.stdout + done.stderr).decode(errors="replace")
+        return done.stdout.decode(errors="replace")
+
+    def until(self, script: str, says: str, *, seconds: float = 120) -> str:
+        """Run ``script`` until it prints ``says``."""
+        end = time.monotonic() + seconds
+        while says not in (said := self.root(script, check=False)):
+            assert time.monotonic() < end, said
+            time.sleep(1)
+        return said
+
+    def cli(self, *arguments: str | Path, trust: bool = True) -> subprocess.CompletedProcess[str]:
+        """cosmian_vm against this VM."""
+        command: Sequence[str | Path] = [
+            *(sys.executable, *CLI, "--url", self.vm.url, "--allow-insecure-tls", *arguments),
+            *(("--trust-root", self.trust_root) if trust else ()),
+        ]
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
+        )
+
+    def snapshot(self) -> None:
+        done = self.cli("snapshot", "--output", self.snapshot_file)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def verify(self, *arguments: str | Path) -> tuple[int, Checks]:
+        """Exit status, and the checks by id."""
+        done = self.cli("verify", "--snapshot", self.snapshot_file, "--json", *arguments)
+        assert done.returncode in (0, 1), done.stdout + done.stderr
+        return done.returncode, {check["id"]: check for check in json.loads(done.stdout)["checks"]}
+
+
+def failed(checks: Checks) -> set[str]:
+    return {name for name, check in checks.items() if check["status"] == "fail"}
+
+
+def unexpected_files(checks: Checks) -> str:
+    assert checks["ima.files"]["status"] == "fail"
+    return "\n".join(checks["ima.files"]["details"])
