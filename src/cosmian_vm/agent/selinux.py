@@ -1,4 +1,4 @@
-"""The front's own SELinux domain: a process cannot get it by what it executes, since that is python3, so it is asked for."""
+"""The front's own SELinux domain. What it executes is python3, which has none to give: the domain is asked for."""
 
 from __future__ import annotations
 
