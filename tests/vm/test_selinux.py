@@ -1,6 +1,4 @@
-"""The image of ``image/build --selinux`` in a booted machine: enforcing, nothing of the agent's is denied, and what it has
-no business with is.
-"""
+"""The image of ``image/build --selinux``: nothing is denied to the agent, and what it has no business with is."""
 
 from __future__ import annotations
 
@@ -16,6 +14,7 @@ from .machine import ROOT, Machine, build, skip_without_tools
 
 pytestmark = pytest.mark.vm
 
+BOOT_SECONDS = 600.0  # the first launch writes the whole container
 OURS = re.compile(r"[st]context=\S+:(cosmian_vm_\w+|lvm_t|fsadm_t|mount_t):")
 
 _APPLICATION = """\
@@ -37,10 +36,10 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     vm.create(image)
     with vm:
         vm.start()
-        vm.wait()
+        vm.wait(BOOT_SECONDS)
         machine = Machine(vm, image.with_suffix(".trust_root.pem"))
         machine.root(_APPLICATION)
-        vm.wait()
+        vm.wait(BOOT_SECONDS)
         yield machine
     shutil.rmtree(vm.folder, ignore_errors=True)
 
@@ -68,11 +67,11 @@ def test_the_agent_works_and_nothing_is_denied_to_it(machine: Machine) -> None:
 
 
 def test_each_process_is_in_its_domain(machine: Machine) -> None:
-    running = dict(
-        (user, context.split(":")[2])
+    running = {
+        user: context.split(":")[2]
         for user, context, *_ in map(str.split, machine.root("ps -eo user:32,context:64,args").splitlines())
         if "cosmian_vm_" in context
-    )
+    }
     assert running == {"root": "cosmian_vm_agent_t", "cosmian_vm_agent": "cosmian_vm_front_t"}
     labels = machine.root(
         "stat -c '%n %C' /var/lib/cosmian_vm/container /var/lib/cosmian_vm/data/* /run/cosmian_vm_agent"
@@ -84,16 +83,18 @@ def test_each_process_is_in_its_domain(machine: Machine) -> None:
     assert labels.count("unlabeled_t") == 1
 
 
-def in_the_agents_domain(machine: Machine, script: str) -> str:
-    """What a shell prints and complains of that runs with the collector's rights, as root."""
-    return machine.root(f"runcon -r system_r -t cosmian_vm_agent_t /usr/bin/python3 -IBS -c '{script}'", check=False)
+def in_the_agents_domain(machine: Machine, line: str) -> str:
+    """What a line of Python prints and complains of, with the collector's rights: by the label of its file."""
+    script = f"#!/usr/bin/python3 -IBS\n{line}\n".encode()
+    machine.root("cat >/var/tmp/try && chmod 755 /var/tmp/try", stdin=script)
+    return machine.root("chcon -t cosmian_vm_agent_exec_t /var/tmp/try && /var/tmp/try", check=False)
 
 
 def test_what_the_agent_has_no_business_with_is_denied(machine: Machine) -> None:
     """As root, with every capability: the same commands succeed outside of the agent's domain."""
-    read = in_the_agents_domain(machine, 'print(len(open("/etc/shadow").read()) > 0)')
-    assert read.strip() == "True", "a snapshot has every file"
-    for script in (
+    assert "cosmian_vm_agent_t" in in_the_agents_domain(machine, 'print(open("/proc/self/attr/current").read())')
+    assert in_the_agents_domain(machine, 'print(len(open("/etc/shadow").read()) > 0)').strip() == "True", "it is hashed"
+    for line in (
         'open("/etc/shadow", "a")',
         'open("/etc/cosmian_vm/agent.toml", "a")',
         'open("/dev/nvme0n1", "rb")',
@@ -101,9 +102,8 @@ def test_what_the_agent_has_no_business_with_is_denied(machine: Machine) -> None
         'open("/proc/sys/kernel/core_pattern", "w")',
         'import socket; socket.create_connection(("127.0.0.1", 22))',
     ):
-        assert "PermissionError: [Errno 13]" in in_the_agents_domain(machine, script), script
-        outside = machine.root(f"python3 -IBS -c '{script}'; rm -f /usr/local/bin/new", check=False)
-        assert "Error" not in outside, script
+        assert "PermissionError: [Errno 13]" in in_the_agents_domain(machine, line), line
+        machine.root(f"python3 -IBS -c '{line}'")
 
 
 def test_enforcing_cannot_be_turned_off(machine: Machine) -> None:
