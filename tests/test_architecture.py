@@ -17,6 +17,7 @@ _NETWORK = {"socket", "ssl", "http", "urllib"}
 _PURE_NEVER = _NETWORK | {"subprocess", "time", "random", "secrets", "os", "pathlib", "tempfile"}
 _BASE = {"errors", "_reader"}
 _VERIFIER = {"evidence", "endorsements", "certificates", "reference.snapshot", "reference.whitelist", "verifier"}
+_VERIFIER |= {"reference.build_reference"}
 LAW: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), _PURE_NEVER | {"cryptography", "msgspec"}),
     "_reader": ({"errors"}, _PURE_NEVER | {"cryptography", "msgspec"}),
@@ -26,8 +27,11 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "endorsements.store": (_BASE | {"evidence", "endorsements"}, {"subprocess", "time"}),
     "certificates": (_BASE | {"evidence"}, {"socket", "ssl", "http", "urllib", "subprocess", "time", "os"}),
     "reference._policies": (_BASE | {"evidence"}, _NETWORK | {"subprocess", "cryptography"}),
+    "reference._files": (_BASE | {"reference._policies"}, _PURE_NEVER | {"cryptography"}),
+    "reference.build_reference": (_BASE | {"reference._files", "reference._policies"}, _PURE_NEVER | {"cryptography"}),
+    "reference.uki": (_BASE, _PURE_NEVER | {"cryptography"}),
     "reference.snapshot": (
-        _BASE | {"evidence", "reference._policies"},
+        _BASE | {"evidence", "reference._files", "reference._policies"},
         _NETWORK | {"subprocess", "cryptography"},
     ),
     "reference.whitelist": (_BASE | {"evidence"}, _PURE_NEVER),

@@ -15,6 +15,7 @@ from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.machine import Machine
 from cosmian_vm.endorsements.amd import AmdEndorsements
 from cosmian_vm.evidence.bundle import Evidence
+from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.reference.snapshot import Snapshot
 from cosmian_vm.reference.whitelist import Whitelist
 from cosmian_vm.verifier.appraisal import appraise
@@ -38,6 +39,7 @@ class Judge:
     policy: Policy = field(default_factory=Policy)
     whitelist: Whitelist | None = None
     prior: ImaState | None = None
+    build: BuildReference | None = None
 
     def verdict(self, evidence: Evidence, endorsements: AmdEndorsements | None = None) -> Verdict:
         from cosmian_vm.endorsements.amd import collect
@@ -52,6 +54,7 @@ class Judge:
             now=self.now,
             whitelist=self.whitelist,
             prior=self.prior,
+            build=self.build,
         ).verdict
 
     def failed(self, evidence: Evidence, endorsements: AmdEndorsements | None = None) -> set[str]:

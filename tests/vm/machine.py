@@ -47,7 +47,9 @@ class Machine:
     def __init__(self, vm: QemuVm, trust_root: Path) -> None:
         self.vm = vm
         self.trust_root = trust_root
+        self.reference = trust_root.with_name(trust_root.name.replace(".trust_root.pem", ".reference.json"))
         self.snapshot_file = vm.folder / "cosmian_vm.snapshot"
+        self.whitelist = vm.folder / "whitelist.txt"
 
     def root(self, script: str, *, check: bool = True, stdin: bytes = b"") -> str:
         """What a shell script prints that root runs in the VM; with ``check`` False also what it complains of."""
@@ -85,8 +87,12 @@ class Machine:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def verify(self, *arguments: str | Path) -> tuple[int, Checks]:
-        """Exit status, and the checks by id."""
-        done = self.cli("verify", "--snapshot", self.snapshot_file, "--json", *arguments)
+        """Against the snapshot: exit status, and the checks by id."""
+        return self.verify_against("--snapshot", self.snapshot_file, *arguments)
+
+    def verify_against(self, *arguments: str | Path) -> tuple[int, Checks]:
+        """As ``verify``; the arguments say what to compare with."""
+        done = self.cli("verify", "--json", *arguments)
         assert done.returncode in (0, 1), done.stdout + done.stderr
         return done.returncode, {check["id"]: check for check in json.loads(done.stdout)["checks"]}
 

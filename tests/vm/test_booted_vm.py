@@ -55,18 +55,53 @@ supervisorctl restart cosmian_vm_agent
 
 @pytest.fixture(scope="module")
 def machine(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """The manual's way: boot, install the application, say so in agent.toml, take the snapshot."""
+    """As the image makes it, at its first boot."""
     vm = QemuVm(tmp_path_factory.mktemp("vm"))
     vm.create(image)
     with vm:
         vm.start()
         vm.wait()
-        machine = Machine(vm, image.with_suffix(".trust_root.pem"))
-        machine.root(_APPLICATION)
-        vm.wait()
-        machine.snapshot()
-        yield machine
+        yield Machine(vm, image.with_suffix(".trust_root.pem"))
     shutil.rmtree(vm.folder, ignore_errors=True)
+
+
+def test_what_was_built_is_what_booted(machine: Machine, tmp_path: Path) -> None:
+    """Every value was computed, none seen; and that it is compared shows in that another one fails."""
+    status, checks = machine.verify_against("--reference", machine.reference)
+    assert (status, failed(checks)) == (0, set())
+    unpinned = {"tee.measurement", "tee.instance", "tpm.clock", "tpm.boot_pcrs"}
+    assert {name for name, check in checks.items() if check["status"] != "ok"} == EXPECTED_WARNINGS | unpinned
+    assert "PCR 4, 9, 11-13" in checks["tpm.boot_pcrs"]["line"]
+
+    built = json.loads(machine.reference.read_bytes())
+    forged = tmp_path / "forged.reference.json"
+    for pcr in built["pcrs"]:
+        forged.write_text(json.dumps(built | {"pcrs": built["pcrs"] | {pcr: "11" * 32}}))
+        status, checks = machine.verify_against("--reference", forged)
+        assert (status, failed(checks)) == (1, {"tpm.boot_pcrs"})
+        assert f"PCR {pcr} (" in checks["tpm.boot_pcrs"]["line"]
+    systemd = "/usr/lib/systemd/systemd"
+    files = [[path, "11" * 32 if path == systemd else digest] for path, digest in built["filehashes"]]
+    forged.write_text(json.dumps(built | {"filehashes": files}))
+    status, checks = machine.verify_against("--reference", forged)
+    assert (status, failed(checks)) == (1, {"ima.files"})
+    assert f"{systemd} sha256:" in unexpected_files(checks)
+
+
+def test_an_application_is_set_up_and_the_snapshot_taken(machine: Machine) -> None:
+    """The manual's way. What the build had in another form must be in the whitelist, whatever the snapshot says."""
+    machine.root(_APPLICATION)
+    machine.vm.wait()
+    machine.snapshot()
+    both = ("--reference", machine.reference, "--snapshot", machine.snapshot_file)
+    status, checks = machine.verify_against(*both)
+    assert (status, failed(checks)) == (1, {"ima.files"})
+    assert "/etc/cosmian_vm/agent.toml sha256:" in unexpected_files(checks)
+    assert "changed since the image was built" in unexpected_files(checks)
+    ours = "/etc/cosmian_vm/agent.toml /usr/local/bin/helloworld"
+    digests = [line.split() for line in machine.root(f"sha256sum {ours}").splitlines()]
+    machine.whitelist.write_text("".join(f"{path} {digest}\n" for digest, path in digests))
+    assert machine.verify_against(*both, "--whitelist", machine.whitelist)[0] == 0
 
 
 def test_a_booted_machine_is_trusted(machine: Machine) -> None:
@@ -264,7 +299,7 @@ def test_a_swapped_cipher_is_refused(machine: Machine) -> None:
     machine.root(f"cat >/root/swap.py <<'END'\n{SWAP}\nEND\npython3 -I /root/swap.py; rm /root/swap.py")
     refused(machine, "is not the header that the TPM knows")
     machine.root("cd /root/second; mv box.header forged; cp good box.header")
-    records = machine.root("tpm2_nvreadpublic | grep -o '^ *0x1801A5[0-9A-F]'").split()
+    records = machine.root("tpm2_nvreadpublic | grep -io '^ *0x1801a5[0-9a-f]'").split()
     machine.root(f"tpm2_nvundefine {records[-1]}; cd /root/second; cp forged box.header")
     said = machine.root(f"{BOX} reseal --password - 2>&1", check=False, stdin=PASSWORD)
     assert "refused" in said
@@ -292,14 +327,18 @@ path.write_bytes(header_file(document)[: 2 * size] + raw[2 * size:])
 
 
 def test_a_tampered_container_gives_an_error_and_no_data(machine: Machine) -> None:
+    machine.root(f"{BOX} open && yes kept | head -c 20000000 >/root/second/data/file && {BOX} close")
     machine.root(
-        "cd /root/second; for i in $(seq 0 37); do "
+        "cd /root/second; for i in $(seq 5 35); do "
         "printf tampered | dd of=box bs=1 seek=$((i * 1000000 + 4242)) conv=notrunc; done"
     )
-    refused(machine, "failed")
-    assert "AEAD ERROR" in machine.root("dmesg")
+    machine.root(f"{BOX} open", check=False)
+    said = machine.root("sort -u /root/second/data/file", check=False)
+    assert "Input/output error" in said
+    assert "tampered" not in said
+    assert "INTEGRITY AEAD ERROR" in machine.root("dmesg")
     machine.root(f"{BOX} remove --yes")
-    assert machine.root("ls /root/second") == "data\nforged\ngood\n"
+    assert machine.root("ls /root/second").split() == ["data", "forged", "good"]
 
 
 def test_killed_while_it_is_made_and_made_again(machine: Machine) -> None:
@@ -318,6 +357,8 @@ def test_a_warm_reboot_is_named_and_can_be_accepted(machine: Machine) -> None:
     assert "rebooted 1 time" in checks["tpm.clock"]["line"]
     assert "--allow-reboot or take a new snapshot" in checks["tpm.clock"]["line"]
     assert machine.verify("--allow-reboot")[0] == 0
+    # Nothing that the first boot left behind:
+    assert machine.verify_against("--reference", machine.reference, "--whitelist", machine.whitelist)[0] == 0
     the_container_is_open_and_the_application_runs(machine)
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cosmian_vm.cli.render import Outcome
+from cosmian_vm.cli.render import BuiltImage, Outcome
 from cosmian_vm.endorsements.amd import pinned_roots
 from cosmian_vm.endorsements.store import EndorsementStore, fetch
 from cosmian_vm.verifier.appraisal import appraise
@@ -18,6 +18,7 @@ from cosmian_vm.verifier.appraisal import appraise
 if TYPE_CHECKING:
     from cosmian_vm.cli._session import Setup
     from cosmian_vm.evidence.bundle import Evidence
+    from cosmian_vm.reference.build_reference import BuildReference
     from cosmian_vm.reference.snapshot import Snapshot
     from cosmian_vm.reference.whitelist import Whitelist
     from cosmian_vm.verifier.policy import Policy
@@ -34,6 +35,8 @@ def judge(
     url: str,
     reference: Snapshot | None,
     reference_name: str | None,
+    build: BuildReference | None,
+    build_name: str | None,
     whitelist: Whitelist | None,
     applications: Sequence[str],
 ) -> Outcome:
@@ -50,6 +53,7 @@ def judge(
         roots=(*pinned_roots(), *setup.roots),
         now=now,
         whitelist=whitelist,
+        build=build,
     )
     hashes = None if reference is None else reference.filehashes
     return Outcome(
@@ -62,8 +66,21 @@ def judge(
         snapshot=reference_name,
         snapshot_created=None if reference is None else reference.created,
         files=None if hashes is None else len(hashes),
+        built=None if build is None or build_name is None else _built(build, build_name),
         applications=tuple(applications),
         notes=(*setup.notes, *gathered.notes),
+    )
+
+
+def _built(build: BuildReference, name: str) -> BuiltImage:
+    return BuiltImage(
+        file=name,
+        created=build.created,
+        image=build.image.name,
+        image_sha256=build.image.sha256,
+        files=len(build.filehashes),
+        pcrs=tuple(sorted(build.pcr_values())),
+        launches=len(build.launches),
     )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from cosmian_vm.cli.render import Outcome
+    from cosmian_vm.reference.build_reference import BuildReference
     from cosmian_vm.reference.snapshot import Snapshot
     from cosmian_vm.reference.whitelist import Whitelist
     from cosmian_vm.verifier.policy import Policy
@@ -68,11 +69,13 @@ def examine(
     *,
     reference: Snapshot | None = None,
     reference_name: str | None = None,
+    build: BuildReference | None = None,
+    build_name: str | None = None,
     whitelist: Whitelist | None = None,
     applications: Sequence[str] = (),
     quiet: bool = False,
 ) -> Examined:
-    """Ask the agent for fresh evidence and appraise it.
+    """Ask the agent for fresh evidence and appraise it. ``reference_name``, ``build_name``: the files' names.
 
     Raises TransportError where there is no evidence to be had.
     """
@@ -92,6 +95,8 @@ def examine(
             url=client.url,
             reference=reference,
             reference_name=reference_name,
+            build=build,
+            build_name=build_name,
             whitelist=whitelist,
             applications=applications,
         )

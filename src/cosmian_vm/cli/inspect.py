@@ -67,7 +67,8 @@ def command(
     """Tell what an evidence FILE is (- for standard input), print its fields and, with --verify, judge it.
 
     Known are attestation reports and quotes (AMD SEV-SNP, Intel TDX and SGX, Azure HCL), TPM quotes, IMA lists and
-    event logs, certificates, Intel collateral, snapshots and evidence bundles. Nothing is fetched from anywhere.
+    event logs, certificates, Intel collateral, snapshots, reference values of images and evidence bundles. Nothing is
+    fetched from anywhere.
     """
     if not verify and (policy or at or trust_roots):
         raise click.UsageError("--policy, --at and --trust-root say how to verify: add --verify")

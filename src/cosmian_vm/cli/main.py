@@ -19,7 +19,7 @@ __all__ = ["main", "run"]
 
 _COMMANDS = {
     "snapshot": "Record what a machine is, into a file.",
-    "verify": "Is it still exactly the machine of the snapshot?",
+    "verify": "Is it still exactly the machine of the snapshot, or of the image as built?",
     "app": "Give the application its configuration; restart it.",
     "inspect": "What is this evidence file, and is it authentic? Offline.",
 }

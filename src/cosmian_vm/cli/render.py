@@ -11,6 +11,7 @@ import msgspec
 from cosmian_vm.verifier.result import Check, Status, Verdict
 
 __all__ = [
+    "BuiltImage",
     "Group",
     "Outcome",
     "as_data",
@@ -29,12 +30,25 @@ _MAX_DETAILS = 20
 _INDENT = "         "
 
 
+class BuiltImage(msgspec.Struct, frozen=True, kw_only=True):
+    """Reference values that were compared with: their file, the image's name and hash, and how much they pin."""
+
+    file: str
+    created: str
+    image: str
+    image_sha256: str
+    files: int
+    pcrs: tuple[int, ...]
+    launches: int
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """One appraisal and what it was about.
 
     ``snapshot``: the file compared with; None where there was none to compare with. ``files``: how many files it has,
-    None where it has no file hashes. ``applications``: addresses, in the order of their checks. ``notes``: warnings
-    that are not checks (roots of the user's own, endorsements that could not be had).
+    None where it has no file hashes. ``built``: the image's reference values, None where none were given.
+    ``applications``: addresses, in the order of their checks. ``notes``: warnings that are not checks (roots of the
+    user's own, endorsements that could not be had).
     """
 
     verdict: Verdict
@@ -46,6 +60,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: str | None = None
     snapshot_created: str | None = None
     files: int | None = None
+    built: BuiltImage | None = None
     applications: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -78,7 +93,8 @@ WARNING = tag(Status.WARNING)
 def groups(outcome: Outcome) -> tuple[Group, ...]:
     """The verdict in the order of the manual: files, TPM, TEE, TLS, applications, owner."""
     checks = outcome.verdict.checks
-    against = f" (against {outcome.files} files)" if outcome.files is not None else ""
+    compared = outcome.files if outcome.snapshot is not None or outcome.built is None else outcome.built.files
+    against = f" (against {compared} files)" if compared is not None else ""
     parts = [
         (f"Verifying VM integrity{against}", _under(checks, "ima.")),
         ("Verifying TPM attestation", _under(checks, "tpm.")),
@@ -146,10 +162,15 @@ def _check_lines(check: Check, *, verbose: bool) -> Iterator[str]:
 
 def _answer(outcome: Outcome) -> str:
     verdict = outcome.verdict
+    built = outcome.built
     if verdict.trusted:
-        if outcome.snapshot is None:
+        if outcome.snapshot is None and built is None:
             return f"{tag(Status.OK)} {outcome.url} is genuine; whose machine it is, only a snapshot tells"
-        return f"{tag(Status.OK)} Trusted: {outcome.url} is the machine of {printable(outcome.snapshot)}"
+        if outcome.snapshot is None and built is not None:
+            image = f"{outcome.url} booted the image of {printable(built.file)} ({printable(built.image)})"
+            return f"{tag(Status.OK)} Trusted: {image}; which machine it is, only a snapshot tells"
+        also = "" if built is None else f", and as the image of {printable(built.file)} was built"
+        return f"{tag(Status.OK)} Trusted: {outcome.url} is the machine of {printable(str(outcome.snapshot))}{also}"
     reasons = []
     if verdict.failures:
         reasons.append(f"failed: {', '.join(_unique(verdict.failures))}")
@@ -188,6 +209,7 @@ def as_data(outcome: Outcome) -> Mapping[str, object]:
         "agent_version": outcome.agent_version,
         "tls_certificate_sha256": outcome.tls_sha256,
         "snapshot": snapshot,
+        "reference": None if outcome.built is None else msgspec.to_builtins(outcome.built),
         "notes": list(outcome.notes),
         "checks": checks_data(outcome.verdict.checks, full=True),
     }

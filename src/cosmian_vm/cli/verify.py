@@ -1,4 +1,4 @@
-"""``cosmian_vm verify``: is it still exactly the machine of the snapshot?"""
+"""``cosmian_vm verify``: is it still exactly the machine of the snapshot, did it boot the image as it was built?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, read_file, target_of, w
 from cosmian_vm.cli._options import api_option, appraisal_options
 
 if TYPE_CHECKING:
+    from cosmian_vm.cli._session import Examined
     from cosmian_vm.cli.render import Outcome
+    from cosmian_vm.reference.build_reference import BuildReference
+    from cosmian_vm.reference.snapshot import Snapshot
 
 __all__ = ["command"]
 
@@ -26,12 +29,23 @@ Examples:
     cosmian_vm --url https://vm.example.com:5355 verify -s cosmian_vm.snapshot \\
         --allow-reboot --report verdict.html
 \b
+  A machine of which there is no snapshot yet, against the reference values of its image:
+    cosmian_vm --url https://vm.example.com:5355 verify --reference cosmian_vm.reference.json
+\b
 Exit status: 0 trusted, 1 not trusted, 2 wrong usage or unreadable file, 3 no evidence to be had.
 """
 
 
 @click.command(name="verify", epilog=_EPILOG)
-@click.option("--snapshot", "-s", "snapshot_file", metavar="FILE", required=True, help="The snapshot to compare with.")
+@click.option("--snapshot", "-s", "snapshot_file", metavar="FILE", help="The snapshot to compare with.")
+@click.option(
+    "--reference",
+    "-r",
+    "reference_file",
+    metavar="FILE",
+    help="Reference values of the image (image/build writes them), instead of a snapshot or beside it: then both must "
+    "hold. Alone they do not tell which machine it is.",
+)
 @click.option(
     "--whitelist",
     metavar="FILE",
@@ -58,7 +72,8 @@ Exit status: 0 trusted, 1 not trusted, 2 wrong usage or unreadable file, 3 no ev
 def command(
     context: click.Context,
     *,
-    snapshot_file: str,
+    snapshot_file: str | None,
+    reference_file: str | None,
     whitelist: str | None,
     applications: tuple[str, ...],
     allow_reboot: bool,
@@ -73,25 +88,25 @@ def command(
     report: str | None,
     save_evidence: str | None,
 ) -> int:
-    """Ask the machine for fresh evidence and compare it with a snapshot.
+    """Ask the machine for fresh evidence and compare it with a snapshot, with the reference values of its image, or
+    with both.
 
     The answer is yes only if the hardware is genuine, the connection ends in it, and everything that booted and ran
-    is in the snapshot.
+    is in there.
     """
     from cosmian_vm.cli._session import examine, setup_from
     from cosmian_vm.client import parse_address
-    from cosmian_vm.reference import snapshot as snapshots
     from cosmian_vm.reference.whitelist import parse_whitelist
     from cosmian_vm.verifier.policy import Policy
 
     target = target_of(context)
     for address in applications:
         parse_address(address, "--application")
-    reference = snapshots.load(snapshot_file)
+    _check_usage(snapshot_file, reference_file, allow_reboot=allow_reboot, api=api)
+    reference, build = _load(snapshot_file, reference_file)
     allowed = None if whitelist is None else parse_whitelist(read_file(whitelist), whitelist)
-    policy = Policy(
-        allow_reboot=allow_reboot, strict=strict, without_tpm=reference.without_tpm, api=int(api), owner=owner
-    )
+    lacking = reference is not None and reference.without_tpm
+    policy = Policy(allow_reboot=allow_reboot, strict=strict, without_tpm=lacking, api=int(api), owner=owner)
     setup = setup_from(trust_roots, endorsements, offline=offline)
     with target.client() as client:
         examined = examine(
@@ -100,11 +115,19 @@ def command(
             policy,
             reference=reference,
             reference_name=snapshot_file,
+            build=build,
+            build_name=reference_file,
             whitelist=allowed,
             applications=applications,
             quiet=as_json_data,
         )
     _show(examined.outcome, verbose=verbose, as_json_data=as_json_data)
+    _keep(examined, report, save_evidence)
+    return TRUSTED if examined.outcome.verdict.trusted else NOT_TRUSTED
+
+
+def _keep(examined: Examined, report: str | None, save_evidence: str | None) -> None:
+    """Write the files that --report and --save-evidence name."""
     if report is not None:
         from cosmian_vm.cli.report import page
 
@@ -113,7 +136,35 @@ def command(
         from cosmian_vm.cli._saved import evidence_file
 
         write_atomically(save_evidence, evidence_file(examined.evidence, examined.nonce))
-    return TRUSTED if examined.outcome.verdict.trusted else NOT_TRUSTED
+
+
+def _check_usage(snapshot_file: str | None, reference_file: str | None, *, allow_reboot: bool, api: str) -> None:
+    if snapshot_file is None and reference_file is None:
+        raise click.UsageError(
+            "compare with what? Give --snapshot FILE (cosmian_vm snapshot takes one), --reference FILE (image/build "
+            "writes it beside the image), or both"
+        )
+    if snapshot_file is None and allow_reboot:
+        raise click.UsageError("--allow-reboot is about the time since a snapshot, and there is no --snapshot")
+    if reference_file is not None and api == "1":
+        raise click.UsageError("--reference compares PCRs that version 1 of the API does not quote: leave --api 1 out")
+
+
+def _load(snapshot_file: str | None, reference_file: str | None) -> tuple[Snapshot | None, BuildReference | None]:
+    """What the two options name. Raises InputError."""
+    from cosmian_vm.reference import build_reference
+    from cosmian_vm.reference import snapshot as snapshots
+
+    reference = None if snapshot_file is None else snapshots.load(snapshot_file)
+    if reference_file is None:
+        return reference, None
+    if reference is not None and reference.without_tpm:
+        raise click.UsageError(
+            f"{snapshot_file} is of a machine without TPM, and reference values are compared with what a TPM quotes: "
+            "leave --reference out"
+        )
+    raw = read_file(reference_file, build_reference.MAX_REFERENCE_SIZE)
+    return reference, build_reference.parse(raw, reference_file)
 
 
 def _show(outcome: Outcome, *, verbose: bool, as_json_data: bool) -> None:

@@ -34,6 +34,7 @@ from cosmian_vm.evidence.bundle import V2_PCRS, ApplicationPeer, Evidence, TlsPe
 from cosmian_vm.evidence.ima import parse_binary, policy_files, serialise_binary
 from cosmian_vm.evidence.snp import parse_report, serialise_v1
 from cosmian_vm.evidence.tpm import name, parse_quote
+from cosmian_vm.reference.build_reference import FORMAT, VERSION, BuildReference, Image, Launch
 from cosmian_vm.reference.snapshot import (
     BOOT_PCRS,
     FORMAT_VERSION,
@@ -44,7 +45,7 @@ from cosmian_vm.reference.snapshot import (
     file_entries,
 )
 
-__all__ = ["DEFAULT_FILES", "Machine", "MemoryLogs"]
+__all__ = ["DEFAULT_FILES", "PREDICTED_PCRS", "Machine", "MemoryLogs"]
 
 DEFAULT_FILES: Mapping[str, bytes] = {
     "/usr/lib/systemd/systemd": b"init",
@@ -57,6 +58,9 @@ DEFAULT_FILES: Mapping[str, bytes] = {
 """The file system of a machine as it is created: path and content. The first five have run."""
 
 _HAVE_RUN = 5
+
+PREDICTED_PCRS = (4, 9, 11, 12, 13)
+"""What ``build_reference`` has values of, as image/build has."""
 
 
 @dataclass(kw_only=True)
@@ -243,6 +247,38 @@ class Machine:
         if self.tpm is not None:
             values |= self._tpm_values(self.tpm)
         return Snapshot(**values)
+
+    def build_reference(self) -> BuildReference:
+        """What the build of this machine's image would have written, if it is as it was created."""
+        tee = self.tee or SimulatedTee.launch(self.vendor, instance=self.instance)
+        tpm = self.tpm or SoftTpm(seed=self.instance)
+        launch = Launch(
+            measurement=parse_report(tee.quote(bytes(64)).raw).measurement.hex(),
+            ovmf_sha256=sha256(b"simulated firmware").hexdigest(),
+            vcpus=2,
+            vcpu_type="EPYC-Milan",
+            vcpu_signature=0x00A00F11,
+            guest_features=1,
+            vmm="QEMU",
+        )
+        entries, exact = file_entries(
+            sorted((path.encode(), sha256(content).digest()) for path, content in self.files.items())
+        )
+        policy = [(path, digest) for path, digest in entries if path == IMA_POLICY_PATH]
+        values: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "created": "2026-01-01T00:00:00Z",
+            "image": Image(name="simulated.img", size=4096, sha256=sha256(b"simulated image").hexdigest()),
+            "hash_algorithm": "sha256",
+            "filehashes": entries,
+            "path_bytes": exact,
+            "ima_policy": tuple(policy),
+            "pcrs": {str(pcr): value.hex() for pcr, value in tpm.read_pcrs(PREDICTED_PCRS).items()},
+            "launches": (launch,),
+            "left_out": (),
+        }
+        return BuildReference(**values)
 
     def _tpm_values(self, tpm: SoftTpm) -> dict[str, Any]:
         info = parse_quote(tpm.quote(b"", V2_PCRS).quote)

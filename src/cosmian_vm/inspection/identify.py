@@ -35,6 +35,7 @@ _MODULES = (
     "certificate",
     "crl",
     "snapshot",
+    "build_reference",
     "bundle",
     "ima",
     "pieces",

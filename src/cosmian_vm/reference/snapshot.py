@@ -8,10 +8,7 @@ is silently not understood would be a check that is silently not made.
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Iterable, Iterator
-from operator import itemgetter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -19,6 +16,14 @@ import msgspec
 from msgspec import UNSET, Meta
 
 from cosmian_vm.errors import InputError
+from cosmian_vm.reference._files import (
+    DIGEST_SIZES,
+    check_digests,
+    check_path_bytes,
+    decoded,
+    exact_files,
+    file_entries,
+)
 from cosmian_vm.reference._policies import (
     U16,
     U32,
@@ -68,15 +73,9 @@ BOOT_PCRS = tuple(pcr for pcr in range(16) if pcr != 10)
 MAX_SNAPSHOT_SIZE = 1 << 30
 """Largest snapshot file that is read, in bytes (some 7 million files)."""
 
-DIGEST_SIZES = frozenset({16, 20, 28, 32, 48, 64})
-"""Sizes in bytes of the digests that IMA may print."""
-
 Anchor = Literal["tee", "svsm", "certificate", "operator"]
 """Who vouches for the AK."""
 
-_HEX = "0123456789abcdef"
-_SHOWN = 400
-_CHECKED_AT_ONCE = 1024
 _CLOCK_END = 1 << 64
 _AK_NAME_SIZES = frozenset({22, 34, 50, 66})  # TPMI_ALG_HASH (2 bytes) and a digest
 
@@ -134,8 +133,8 @@ class Snapshot(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
             raise ValueError("filehashes stand only together with tpm_policy")
         _check_platform(self)
         for name in ("filehashes", "not_on_disk", "ima_policy"):
-            _check_digests(name, getattr(self, name) or ())
-        _check_path_bytes(self.path_bytes, self.filehashes or ())
+            check_digests(name, getattr(self, name) or ())
+        check_path_bytes(self.path_bytes, self.filehashes or ())
 
     @property
     def sev(self) -> SevPolicy | None:
@@ -165,10 +164,7 @@ class Snapshot(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     @property
     def files(self) -> Iterator[tuple[bytes, bytes]]:
         """Each file's exact path and digest; empty where there are no file hashes."""
-        exact = self.path_bytes
-        for index, (path, digest) in enumerate(self.filehashes or ()):
-            raw = bytes.fromhex(exact[index]) if index in exact else path.encode()
-            yield raw, bytes.fromhex(digest)
+        return exact_files(self.filehashes or (), self.path_bytes)
 
     def boot_pcr_values(self) -> dict[int, bytes]:
         """The boot PCRs (sha256 bank, 32 bytes each) by index; empty where the snapshot has none."""
@@ -193,52 +189,10 @@ def _check_platform(snapshot: Snapshot) -> None:
 
 
 _BOOT_PCR_NAMES = frozenset(str(pcr) for pcr in BOOT_PCRS)
-_DIGEST_LENGTHS = frozenset(2 * size for size in DIGEST_SIZES)
-
-
-def _check_digests(name: str, entries: tuple[tuple[str, str], ...]) -> None:
-    """Every digest is lower-case hex of a known size. There may be hundreds of thousands: many at once, but no more
-    than the processor's cache holds.
-    """
-    for start in range(0, len(entries), _CHECKED_AT_ONCE):
-        digests = list(map(itemgetter(1), entries[start : start + _CHECKED_AT_ONCE]))
-        joined = "".join(digests)
-        with contextlib.suppress(ValueError):
-            if set(map(len, digests)) <= _DIGEST_LENGTHS and bytes.fromhex(joined).hex() == joined:
-                continue
-        _blame(name, entries, start)
-
-
-def _blame(name: str, entries: tuple[tuple[str, str], ...], start: int) -> None:
-    for index, (path, digest) in enumerate(entries[start:], start):
-        if len(digest) not in _DIGEST_LENGTHS or digest.strip(_HEX):
-            raise ValueError(f"{name}[{index}] ({path[:200]!r}): the digest must be lower-case hex of a known length")
-
-
-def _check_path_bytes(exact: dict[int, str], files: tuple[tuple[str, str], ...]) -> None:
-    for index, value in exact.items():
-        raw = check_hex(f"path_bytes.{index}", value)
-        if not 0 <= index < len(files) or raw.decode(errors="replace") != files[index][0]:
-            raise ValueError(f"path_bytes.{index} does not belong to the path at filehashes[{index}]")
-
-
-def file_entries(files: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[tuple[str, str], ...], dict[int, str]]:
-    """``filehashes`` and ``path_bytes`` for exact paths and digests, in the order given."""
-    entries = []
-    exact = {}
-    for index, (path, digest) in enumerate(files):
-        try:
-            text = path.decode()
-        except UnicodeDecodeError:
-            text = path.decode(errors="replace")
-            exact[index] = path.hex()
-        entries.append((text, digest.hex()))
-    return tuple(entries), exact
 
 
 _decoder = msgspec.json.Decoder(Snapshot)
 _encoder = msgspec.json.Encoder()
-_PLACE = r"(?P<problem>.*) - at `(?:key in )?\$\.?(?P<field>.*)`"
 
 
 def parse(raw: bytes, what: str) -> Snapshot:
@@ -246,21 +200,7 @@ def parse(raw: bytes, what: str) -> Snapshot:
 
     Raises InputError naming file and field.
     """
-    try:
-        return _decoder.decode(raw)
-    except msgspec.ValidationError as exc:
-        place = re.fullmatch(_PLACE, str(exc), re.DOTALL)
-        problem, field = (place["problem"], place["field"]) if place else (str(exc), "")
-        where = f", field {_plain(field)}" if field else ""
-        raise InputError(f"{what}{where}: {_plain(problem)}") from exc
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise InputError(f"{what}: not a snapshot, not even JSON: {_plain(str(exc))}") from exc
-
-
-def _plain(problem: str) -> str:
-    """One printable line of what msgspec said, which may quote a key of the file."""
-    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in problem[:_SHOWN])
-    return " ".join(shown.replace("`", "").split())
+    return decoded(_decoder, raw, what, "a snapshot")
 
 
 def load(path: str | Path) -> Snapshot:

@@ -23,7 +23,7 @@ from cosmian_vm.verifier._ima_known import KnownFiles, text_of
 from cosmian_vm.verifier._ima_lookup import Lookup
 from cosmian_vm.verifier._ima_walk import Place, Walk
 from cosmian_vm.verifier._quoted import QuotedPcrs
-from cosmian_vm.verifier.result import Check, fail, ok, skip, warning
+from cosmian_vm.verifier.result import Check, both, fail, ok, skip, warning
 
 __all__ = [
     "Listed",
@@ -42,6 +42,7 @@ _PATH_MAX = 4096
 _MAX_NAMED = 50
 _WEAK = frozenset({16, 20})
 _NEW_SNAPSHOT = "if the change is yours, take a new snapshot or list it with --whitelist"
+_WHITELIST = "if the change is yours, list it with --whitelist"
 
 
 class Other(msgspec.Struct, frozen=True):
@@ -132,9 +133,11 @@ def check_boot_aggregate(first: ImaEntry | None, quoted: QuotedPcrs, claimed: Ma
 
 
 def check_files(listed: Listed, known: KnownFiles, lookup: Lookup) -> Check:
-    """Every entry, those behind the quoted prefix too, is in the snapshot or the whitelist."""
+    """Every entry, those behind the quoted prefix too, is in the snapshot or the whitelist; none contradicts the
+    image's reference values, which stand in the place of the snapshot where there is none.
+    """
     name = "ima.files"
-    if known.reference is None:
+    if known.base is None:
         return skip(name, "There is no snapshot to compare the IMA list with")
     if not known.has_files:
         return fail(
@@ -148,19 +151,23 @@ def check_files(listed: Listed, known: KnownFiles, lookup: Lookup) -> Check:
     if unexpected:
         details = _unexpected(unexpected, known)
         more = f" and {len(details) - 1} more" if len(details) > 1 else ""
-        return fail(name, f"Not in the snapshot: {details[0]}{more}; {_NEW_SNAPSHOT}", details)
+        where = f"in {known.whose}" if known.base is not known.reference or known.build is None else "as expected"
+        remedy = _NEW_SNAPSHOT if known.build is None else _WHITELIST
+        return fail(name, f"Not {where}: {details[0]}{more}; {remedy}", details)
     if known.digest_size in _WEAK:
         return warning(
             name,
             "Every entry of the IMA list is in the snapshot, but the files were measured with SHA-1, for which other "
             "files with the same hash can be made: boot the machine with ima_hash=sha256 and take a new snapshot",
         )
-    return ok(name, f"Every entry of the IMA list is in the snapshot or the whitelist ({len(known)} files)")
+    also = "" if known.build is None or known.reference is None else ", and none contradicts the reference values"
+    return ok(name, f"Every entry of the IMA list is in {known.whose} or the whitelist ({len(known)} files){also}")
 
 
 def _unexpected(entries: list[Other], known: KnownFiles) -> tuple[str, ...]:
     """One line for each: what, and whether it is new or changed."""
-    digests = known.digests_of({text_of(other.fields.path) for other in entries if other.fields is not None})
+    names = {text_of(other.fields.path) for other in entries if other.fields is not None}
+    digests, as_built = known.digests_of(names), known.as_built(names)
     lines: dict[str, None] = {}
     for other in entries:
         if other.fields is None:
@@ -168,38 +175,58 @@ def _unexpected(entries: list[Other], known: KnownFiles) -> tuple[str, ...]:
             continue
         what = f"{other.name} {format_digest(other.fields)}"
         expected = digests.get(text_of(other.fields.path), ())
+        built = as_built.get(text_of(other.fields.path), ())
         if other.fields.digest_type == "verity":
             lines[f"{what} (an fs-verity digest, which a snapshot does not hold)"] = None
         elif other.fields.path == BOOT_AGGREGATE:
             lines[f"{what} (new: another kernel was started with kexec)"] = None
+        elif built and other.fields.digest.hex() not in built:
+            had = " or ".join(dict.fromkeys(built))
+            lines[f"{what} (changed since the image was built: the reference values have {had})"] = None
         elif expected:
-            lines[f"{what} (changed: the snapshot has {' or '.join(dict.fromkeys(expected))})"] = None
+            lines[f"{what} (changed: {known.whose} {_have(known)} {' or '.join(dict.fromkeys(expected))})"] = None
         else:
-            lines[f"{what} (new: the snapshot has no such file)"] = None
+            lines[f"{what} (new: {known.whose} {_have(known)} no such file)"] = None
     return tuple(lines)
 
 
+def _have(known: KnownFiles) -> str:
+    """The verb that goes with ``whose``."""
+    return "has" if known.whose == "the snapshot" else "have"
+
+
 def check_policy(listed: Listed, known: KnownFiles, *, continued: bool) -> Check:
-    """The IMA policies that the snapshot's list had measured are in the quoted prefix, unchanged.
+    """The IMA policies that the snapshot's list had measured, and those that the image loads, are in the quoted prefix,
+    unchanged.
 
     ``continued``: the prefix goes on from a part that has passed this check.
     """
+    found = [
+        _check_policy(listed, known, reference.ima_policy, whose, continued=continued)
+        for reference, whose in ((known.reference, "snapshot"), (known.build, "image's reference values"))
+        if reference is not None
+    ]
+    if not found:
+        return skip("ima.policy", "There is no snapshot that says which IMA policy is expected")
+    return found[0] if len(found) == 1 else both(*found)
+
+
+def _check_policy(
+    listed: Listed, known: KnownFiles, policy: tuple[tuple[str, str], ...] | None, whose: str, *, continued: bool
+) -> Check:
     name = "ima.policy"
-    reference = known.reference
-    if reference is None:
-        return skip(name, "There is no snapshot that says which IMA policy is expected")
     present: dict[bytes, set[bytes]] = {}
     for other in listed.others:
         if other.quoted and other.fields is not None and is_policy_path(other.fields.path):
             present.setdefault(normalise_path(other.fields.path), set()).add(other.fields.digest)
-    if reference.ima_policy is None:
+    if policy is None:
         return warning(
             name,
-            "The snapshot does not say which IMA policy the machine had loaded, so a missing one would not be noticed: "
+            f"Which IMA policy is loaded, the {whose} cannot tell, so a missing one would not be noticed: "
             "take a new snapshot",
         )
     expected: dict[bytes, set[bytes]] = {}
-    for path, digest in reference.ima_policy:
+    for path, digest in policy:
         key = path.encode("utf-8", "surrogatepass")
         expected.setdefault(normalise_path(key), set()).add(bytes.fromhex(digest))
     wrong = [f"{format_path(path)} (changed)" for path in expected if not present.get(path, set()) <= expected[path]]
@@ -210,23 +237,21 @@ def check_policy(listed: Listed, known: KnownFiles, *, continued: bool) -> Check
     if wrong:
         return fail(
             name,
-            f"The IMA policy is not the one of the snapshot: {', '.join(wrong)}; what IMA did not measure is not in "
+            f"The IMA policy is not the one of the {whose}: {', '.join(wrong)}; what IMA did not measure is not in "
             "its list, so the list proves little",
             wrong,
         )
     if extra := [format_path(path) for path in present if path not in expected]:
-        return warning(
-            name, f"An IMA policy was loaded that the snapshot's list did not have: {', '.join(extra)}", extra
-        )
+        return warning(name, f"An IMA policy was loaded of which the {whose} knew nothing: {', '.join(extra)}", extra)
     if expected:
-        return ok(name, f"The IMA policy of the snapshot was loaded: {', '.join(map(format_path, expected))}")
+        return ok(name, f"The IMA policy of the {whose} was loaded: {', '.join(map(format_path, expected))}")
     if known.digests_of({_POLICY_ON_DISK}):
         return warning(
             name,
             f"{_POLICY_ON_DISK} is on the machine's disk, but IMA did not measure that it was loaded, so its removal "
             "would not be noticed: boot with ima_policy=tcb and take a new snapshot",
         )
-    return ok(name, "The snapshot's machine had loaded no IMA policy file, so none is expected")
+    return ok(name, f"No IMA policy file is expected by the {whose}, and none was loaded")
 
 
 def check_violations(listed: Listed, earlier: Iterable[bytes], known: KnownFiles, *, strict: bool) -> Check:
@@ -236,7 +261,8 @@ def check_violations(listed: Listed, earlier: Iterable[bytes], known: KnownFiles
     counted = Counter([*earlier, *names])
     if not counted:
         return ok(name, "No file was written while it was measured (no IMA violation)")
-    held = known.digests_of({text_of(path) for path in counted})
+    texts = {text_of(path) for path in counted}
+    held = {**known.digests_of(texts), **known.as_built(texts)}
     details = tuple(
         _shown(path) + (f" ({count} times)" if count > 1 else "") for path, count in sorted(counted.items())
     )
@@ -245,7 +271,7 @@ def check_violations(listed: Listed, earlier: Iterable[bytes], known: KnownFiles
     what += f"read or executed): {_some(details)}"
     if bad := [path for path in counted if text_of(path) in held]:
         named = _some([_shown(path) for path in sorted(bad)])
-        return fail(name, f"{what}; in the snapshot and perhaps changed while it ran: {named}", details)
+        return fail(name, f"{what}; in {known.whose} and perhaps changed while it ran: {named}", details)
     if strict:
         return fail(name, f"{what}; --strict accepts none", details)
     return warning(name, f"{what}; the kernel protects the number of violations, not their names", details)

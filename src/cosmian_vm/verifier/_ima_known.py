@@ -14,12 +14,15 @@ from struct import Struct
 import msgspec
 
 from cosmian_vm.evidence.ima import BOOT_AGGREGATE, HASH_SIZES, ImaFields, is_policy_path, normalise_path
+from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.reference.snapshot import Snapshot
 from cosmian_vm.reference.whitelist import Whitelist
 
 __all__ = ["KnownFiles", "PreparedKeys", "file_key", "text_of"]
 
 _U32 = Struct("<I")
+_FEW = 16
+"""So many files are taken out of a long list one by one, more by going through it once."""
 
 # IMA's algorithm by the size of its digest, for snapshots that do not name it (1.3.x) and digests of another size.
 _ALGORITHMS = {16: b"md5", 20: b"sha1", 28: b"sha224", 32: b"sha256", 48: b"sha384", 64: b"sha512"}
@@ -62,32 +65,60 @@ class PreparedKeys(msgspec.Struct, frozen=True):
 
 
 class KnownFiles:
-    """The files of a snapshot and a whitelist. Made once, it serves any number of lists."""
+    """The files of a snapshot (of an image's reference values, where there is no snapshot) and a whitelist. Made once,
+    it serves any number of lists.
 
-    def __init__(self, reference: Snapshot | None, whitelist: Whitelist | None) -> None:
+    With both, the snapshot says what may run, and the reference values what of it is not what was built: a file of the
+    snapshot that they have with another digest is none that is known, unless the whitelist has it.
+    """
+
+    def __init__(
+        self, reference: Snapshot | None, whitelist: Whitelist | None, build: BuildReference | None = None
+    ) -> None:
         self.reference = reference
         self.whitelist = whitelist
-        self._files = () if reference is None else reference.filehashes or ()
-        self._exact = {} if reference is None else reference.path_bytes
+        self.build = build
+        base = reference if reference is not None else build
+        self.base = base
+        self._files = () if base is None else base.filehashes or ()
+        self._exact = {} if base is None else base.path_bytes
         self._listed = () if whitelist is None else whitelist.entries
         # A snapshot has all that IMA's list named, and so the boot_aggregate at its head. Nowhere else is one expected:
         # it would say that another kernel was started (kexec). A whitelist may have it.
         aggregate = BOOT_AGGREGATE.decode()
-        self._aggregates = [index for index, (path, _) in enumerate(self._files) if path == aggregate]
+        self._left_out = {index for index, (path, _) in enumerate(self._files) if path == aggregate}
+        self._as_built: dict[str, list[str]] = {}
+        if reference is not None and build is not None:
+            for raw, value in build.files:
+                self._as_built.setdefault(text_of(raw), []).append(value.hex())
+            self._left_out.update(index for index, entry in enumerate(self._files) if self._contradicts(*entry))
         # Names in a file of 1.3.x have U+FFFD for what was not UTF-8, and nothing tells what it was; and it lists the
         # violations that its machine had, as files whose digest is zeros.
         self._is_lossy = reference is not None and reference.version == 1
-        self.heads = _heads(None if reference is None else reference.hash_algorithm)
+        self.heads = _heads(None if base is None else base.hash_algorithm)
         self._keys: dict[bytes, PreparedKeys] = {}
 
+    def is_of(self, reference: Snapshot | None, whitelist: Whitelist | None, build: BuildReference | None) -> bool:
+        """Whether it was made of these very values."""
+        return self.reference is reference and self.whitelist is whitelist and self.build is build
+
     def __len__(self) -> int:
-        """How many files the snapshot and the whitelist hold."""
+        """How many files the snapshot (or what stands in its place) and the whitelist hold."""
         return len(self._files) + len(self._listed)
 
     @property
     def has_files(self) -> bool:
-        """Whether there is a snapshot with file hashes."""
-        return self.reference is not None and self.reference.filehashes is not None
+        """Whether there is a snapshot with file hashes, or reference values of an image."""
+        return self.base is not None and self.base.filehashes is not None
+
+    @property
+    def whose(self) -> str:
+        """What to call it that the files are of."""
+        return "the reference values" if self.reference is None and self.build is not None else "the snapshot"
+
+    def _contradicts(self, path: str, digest: str) -> bool:
+        expected = self._as_built.get(path.replace(" ", "_"))
+        return expected is not None and digest not in expected
 
     @property
     def digest_size(self) -> int | None:
@@ -98,8 +129,11 @@ class KnownFiles:
         """The keys of all files with ``tail`` behind each; kept for the next list."""
         if tail not in self._keys:
             built = self._built(range(len(self._files)), self._files, self._listed, tail)
-            for index in reversed(self._aggregates):
-                del built[index]
+            if len(self._left_out) > _FEW:
+                built = [key for index, key in enumerate(built) if index not in self._left_out]
+            else:
+                for index in sorted(self._left_out, reverse=True):
+                    del built[index]
             policies = frozenset(key for key in built if b"ima" in key and is_policy_path(_path_in(key)))
             if policies:
                 built = [key for key in built if key not in policies]
@@ -112,7 +146,7 @@ class KnownFiles:
 
     def keys_of(self, names: Set[str], tail: bytes) -> frozenset[bytes]:
         """The keys of the files that bear one of ``names`` (of :func:`text_of`): cheap where there are few names."""
-        indexes = [index for index in self._bearing(names) if index not in self._aggregates]
+        indexes = [index for index in self._bearing(names) if index not in self._left_out]
         listed = [(path, digest) for path, digest in self._listed if text_of(path) in names]
         return frozenset(self._built(indexes, [self._files[index] for index in indexes], listed, tail))
 
@@ -128,6 +162,10 @@ class KnownFiles:
             if (name := text_of(raw)) in names:
                 found.setdefault(name, []).append(value.hex())
         return found
+
+    def as_built(self, names: Set[str]) -> dict[str, list[str]]:
+        """The digests (hex) that an image's reference values have for ``names``, beside a snapshot's."""
+        return {name: self._as_built[name] for name in names if name in self._as_built}
 
     def _bearing(self, names: Set[str]) -> Iterator[int]:
         """Where in the snapshot the names stand. They hold no spaces."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import sha256
 
 import msgspec
 
-__all__ = ["NOTHING_QUOTED", "QuotedPcrs"]
+__all__ = ["NOTHING_QUOTED", "QuotedPcrs", "listed_pcrs"]
 
 
 class QuotedPcrs(msgspec.Struct, frozen=True):
@@ -36,3 +37,15 @@ class QuotedPcrs(msgspec.Struct, frozen=True):
 
 NOTHING_QUOTED = QuotedPcrs()
 """No quote, or none that can be used."""
+
+
+@lru_cache(maxsize=64)
+def listed_pcrs(pcrs: frozenset[int]) -> str:
+    """``0-9, 11``."""
+    runs: list[list[int]] = []
+    for pcr in sorted(pcrs):
+        if runs and pcr == runs[-1][1] + 1:
+            runs[-1][1] = pcr
+        else:
+            runs.append([pcr, pcr])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "none"

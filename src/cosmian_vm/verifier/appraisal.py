@@ -8,8 +8,9 @@
 6. the wire     tls.certificate  tls.application
 7. the owner    vm.owner
 
-Everything is checked and every failure is kept. Missing evidence fails; a check skips only where there is nothing to
-compare with, and a skipped check that is *required* still withholds trust (``required_checks``).
+The machine is held against its snapshot, against the reference values of the image that it booted (``build``), or both:
+then both must hold. Everything is checked and every failure is kept. Missing evidence fails; a check skips only where
+there is nothing to compare with, and a skipped check that is *required* still withholds trust (``required_checks``).
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from cosmian_vm.evidence.ima import IMA_PCR
 from cosmian_vm.evidence.snp import parse_evidence
 from cosmian_vm.evidence.tpm import name as tpm_name
 from cosmian_vm.evidence.tpm import parse_quote
+from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.reference.snapshot import Snapshot
 from cosmian_vm.reference.whitelist import Whitelist
 from cosmian_vm.verifier.boot import appraise_boot
+from cosmian_vm.verifier.build import with_launch, with_unpinned
 from cosmian_vm.verifier.ima import ImaSession, ImaState, appraise_ima
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import CHECK_IDS, Check, Status, Verdict, fail, ok, skip, warning, with_required
@@ -42,7 +45,9 @@ from cosmian_vm.verifier.tpm import appraise_tpm, quoted_pcrs
 __all__ = ["Appraisal", "appraise", "required_checks"]
 
 _NEED_REFERENCE = frozenset({"tee.measurement", "tee.instance", "ima.files", "ima.policy", "vm.owner"})
-"""Checks that compare with a snapshot and nothing else: not required while there is none."""
+"""Checks that compare with a snapshot (or an image's reference values) and nothing else: not required while there is
+none.
+"""
 
 _HOLD_FOR_REBOOT = (
     "tpm.ak",
@@ -80,6 +85,7 @@ class _Against(msgspec.Struct, frozen=True):
     expected: _Expected
     endorsements: AmdEndorsements
     reference: Snapshot | None
+    build: BuildReference | None
     roots: Sequence[x509.Certificate]
     now: datetime
 
@@ -96,20 +102,24 @@ def appraise(
     whitelist: Whitelist | None = None,
     prior: ImaState | None = None,
     reference_id: bytes = b"",
+    build: BuildReference | None = None,
 ) -> Appraisal:
     """Appraise one machine's evidence.
 
     ``nonce``: the 32 bytes that this verifier sent. ``roots``: the vendors' root certificates that are trusted.
-    ``reference``: None while a snapshot is being taken. ``now``: aware, the one reading of the clock. ``prior``: the
-    state that this verifier itself stored, where ``evidence.ima_from`` is not 0. ``reference_id``: what identifies
-    snapshot and whitelist together (a hash of both files), for verifiers that keep such a state.
+    ``reference``, ``build``: the snapshot and the image's reference values; both None while a snapshot is being taken.
+    ``now``: aware, the one reading of the clock. ``prior``: the state that this verifier itself stored, where
+    ``evidence.ima_from`` is not 0. ``reference_id``: what identifies snapshot, whitelist and reference values together
+    (a hash of the files), for verifiers that keep such a state.
 
     Never raises for anything that the evidence contains.
     """
     if reference is not None and reference.without_tpm:
         policy = replace(policy, without_tpm=True)
+    if build is not None:
+        policy = replace(policy, without_tpm=False)  # what was built is compared with what a TPM quotes, or not at all
     lower = replace(policy, api=1) if evidence.api == 1 else policy  # that nobody asked for version 1 fails elsewhere
-    against = _Against(_expected(evidence, policy, nonce), endorsements, reference, roots, now)
+    against = _Against(_expected(evidence, policy, nonce), endorsements, reference, build, roots, now)
     checks = _checks(evidence, against, lower)
     ima = appraise_ima(
         evidence.ima_log,
@@ -121,31 +131,34 @@ def appraise(
         policy=lower,
         prior=prior,
         session=_session(evidence, reference_id),
+        build=build,
     )
     checks += ima.checks
     checks += _tls_checks(evidence)
     checks.append(_owner(evidence, reference, policy))
     checks = _settle_version_1(checks, evidence, reference)
+    if build is not None and reference is None:
+        checks = with_unpinned(checks, policy)
     checks = [_complete(check, reference) for check in checks]
     if policy.allow_reboot and not _reboot_is_excusable(checks, reference):
         strict = replace(lower, allow_reboot=False)
         again = {c.id: c for c in _checks(evidence, against, strict)}
         checks = [again.get(c.id, c) if c.id in _REBOOT_CHECKS else c for c in checks]
-    required = required_checks(reference, policy)
+    required = required_checks(reference, policy, build)
     verdict = Verdict(_in_order(with_required(checks, required)))
     return Appraisal(verdict, ima.state if verdict.trusted else None)
 
 
-def required_checks(reference: Snapshot | None, policy: Policy) -> frozenset[str]:
+def required_checks(reference: Snapshot | None, policy: Policy, build: BuildReference | None = None) -> frozenset[str]:
     """The ids without whose answer there is no trust: all ``tee.*``, and all ``tpm.*`` and ``ima.*`` unless the
-    snapshot was taken without a TPM; less, while there is no snapshot, what only compares with one.
+    snapshot was taken without a TPM; less, while there is nothing to compare with, what only compares.
     """
     required = {check_id for check_id in CHECK_IDS if check_id.startswith("tee.")}
     if not policy.without_tpm:
         required |= {check_id for check_id in CHECK_IDS if check_id.startswith(("tpm.", "ima."))}
-    if reference is None:
+    if reference is None and build is None:
         required -= _NEED_REFERENCE
-    elif reference.owners is not None:
+    elif reference is not None and reference.owners is not None:
         required.add("vm.owner")
     if policy.owner is not None:
         required.add("vm.owner")
@@ -182,7 +195,7 @@ def _checks(evidence: Evidence, against: _Against, policy: Policy) -> list[Check
         policy=policy,
         api=evidence.api,
     )
-    checks += appraise_boot(evidence.boot_event_log, _boot_pcrs(evidence), against.reference, policy)
+    checks += appraise_boot(evidence.boot_event_log, _boot_pcrs(evidence), against.reference, policy, against.build)
     return checks
 
 
@@ -209,6 +222,8 @@ def _tee(evidence: Evidence, against: _Against, policy: Policy) -> list[Check]:
         roots=against.roots,
         now=against.now,
     )
+    if against.build is not None:
+        checks = with_launch(checks, snp.report, against.build, alone=against.reference is None)
     if expected.problem:
         checks = [fail(c.id, expected.problem) if c.id == "tee.report_data" else c for c in checks]
     return checks

@@ -1,6 +1,7 @@
-"""Did the machine boot what it booted when the snapshot was taken? Pure.
+"""Did the machine boot what it booted when the snapshot was taken, or what its image was built to boot? Pure.
 
-PCRs 0 to 9 and 11 to 15 must equal the snapshot's: that decides. The boot event log only explains: where it replays to
+PCRs 0 to 9 and 11 to 15 must equal the snapshot's, and those that an image's reference values predict must equal these:
+that decides. The boot event log only explains: where it replays to
 the quoted values its events are what was extended, so a difference can be named; where it does not, it is wrong or
 forged, and that fails too, because it was sent as evidence. PCRs 11 and 15 are extended after the firmware's log was
 closed (systemd: boot phases, machine identity), so the log need not replay to these.
@@ -10,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from typing import NamedTuple
 
 from cosmian_vm.errors import EvidenceFormatError
 from cosmian_vm.evidence.boot_log import BootEvent, extensions, parse, startup_value
+from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.reference.snapshot import BOOT_PCRS, Snapshot
+from cosmian_vm.verifier._quoted import listed_pcrs
 from cosmian_vm.verifier.policy import Policy
-from cosmian_vm.verifier.result import Check, fail, ok, skip, warning
+from cosmian_vm.verifier.result import Check, both, fail, ok, skip, warning
 
 __all__ = ["EXTENDED_AFTER_BOOT", "PCR_ROLES", "appraise_boot"]
 
@@ -53,41 +57,116 @@ _NO_LOG = "the agent sent no boot event log, so nothing could explain a later di
 _Steps = Sequence[tuple[BootEvent, bytes]]
 
 
+class _Whose(NamedTuple):
+    """Whose values are compared, in words: the failure, what to do, who has another value, what an event was not."""
+
+    failure: str
+    remedy: str
+    has: str
+    absent: str
+
+
+_SNAPSHOT = _Whose(
+    "the machine did not boot as at the snapshot",
+    "if you changed this, take a new snapshot",
+    "the snapshot has",
+    "was not there at the snapshot",
+)
+_BUILD = _Whose(
+    "the machine did not boot the image as it was built",
+    "it is another image, a changed one, or firmware that starts it in another way",
+    "the reference values have",
+    "is not of the image",
+)
+
+
+class _Boot(NamedTuple):
+    """What the machine showed. ``steps``, ``start``: events by PCR, and where each PCR began. ``problem``: why the log
+    cannot be used, empty if it can. ``contradictions``: PCRs that it covers and does not replay to.
+    """
+
+    pcrs: Mapping[int, bytes]
+    steps: Mapping[int, _Steps]
+    start: Mapping[int, bytes]
+    problem: str
+    contradictions: Sequence[int]
+
+
 def appraise_boot(
-    boot_event_log: bytes | None, pcrs: Mapping[int, bytes], reference: Snapshot | None, policy: Policy
+    boot_event_log: bytes | None,
+    pcrs: Mapping[int, bytes],
+    reference: Snapshot | None,
+    policy: Policy,
+    build: BuildReference | None = None,
 ) -> list[Check]:
     """The check ``tpm.boot_pcrs``.
 
     ``boot_event_log``: as the agent sent it. ``pcrs``: sha256 values that the TPM's quote covers (QuotedPcrs.values);
-    empty where nothing usable was quoted. ``reference``: None while a snapshot is being taken.
+    empty where nothing usable was quoted. ``reference``, ``build``: both None while a snapshot is being taken.
     """
     expected = reference.boot_pcr_values() if reference is not None else {}
     if not pcrs:
-        return [_nothing_quoted(expected, policy)]
-    steps, start, log_problem = _read_log(boot_event_log)
-    contradictions = [] if log_problem else _contradictions(steps, start, pcrs)
-    differing = [pcr for pcr in sorted(expected) if pcrs.get(pcr) != expected[pcr]]
+        return [_nothing_quoted(expected or build, policy)]
+    steps, start, problem = _read_log(boot_event_log)
+    contradictions = [] if problem else _contradictions(steps, start, pcrs)
+    boot = _Boot(pcrs, steps, start, problem, contradictions)
+    check = _differences(boot, expected, _SNAPSHOT) or _bad_log(boot)
+    if check is None:
+        note = [] if boot_event_log is not None else [_NO_LOG]
+        if reference is None and build is not None:
+            check = ok(CHECK_ID, "the boot event log contradicts no quoted PCR", note)
+        else:
+            check = _all_equal(expected, pcrs, note, reference, policy)
+    return [check if build is None else both(check, _as_built(boot, build, alone=reference is None))]
+
+
+def _bad_log(boot: _Boot) -> Check | None:
+    """The log was sent as evidence: that it is none is a failure."""
+    if boot.problem:
+        return fail(CHECK_ID, f"the boot event log cannot be used: {boot.problem}")
+    if boot.contradictions:
+        listed = ", ".join(map(str, boot.contradictions))
+        line = f"the boot event log does not replay to the quoted value of PCR {listed}: it is incomplete or forged"
+        return fail(CHECK_ID, line)
+    return None
+
+
+def _differences(boot: _Boot, expected: Mapping[int, bytes], whose: _Whose) -> Check | None:
+    """The failure that names each PCR with another value than expected; None if there is none."""
+    differing = [pcr for pcr in sorted(expected) if boot.pcrs.get(pcr) != expected[pcr]]
+    if not differing:
+        return None
     details = []
     for pcr in differing:
-        details += _explain(
-            pcr, pcrs.get(pcr), expected[pcr], steps.get(pcr, ()), start, trusted=pcr not in contradictions
-        )
-    if log_problem:
-        details.append(f"the boot event log cannot be used: {log_problem}")
-    if differing:
-        roles = "; ".join(f"PCR {pcr} ({PCR_ROLES.get(pcr, 'unknown')})" for pcr in differing)
-        line = f"the machine did not boot as at the snapshot: {roles}; if you changed this, take a new snapshot"
-        return [fail(CHECK_ID, line, details)]
-    if log_problem:
-        return [fail(CHECK_ID, f"the boot event log cannot be used: {log_problem}")]
-    if contradictions:
-        listed = ", ".join(map(str, contradictions))
-        line = f"the boot event log does not replay to the quoted value of PCR {listed}: it is incomplete or forged"
-        return [fail(CHECK_ID, line)]
-    return [_all_equal(expected, pcrs, boot_event_log, reference, policy)]
+        details += _explain(pcr, expected[pcr], boot, whose)
+    if boot.problem:
+        details.append(f"the boot event log cannot be used: {boot.problem}")
+    roles = "; ".join(f"PCR {pcr} ({PCR_ROLES.get(pcr, 'unknown')})" for pcr in differing)
+    return fail(CHECK_ID, f"{whose.failure}: {roles}; {whose.remedy}", details)
 
 
-def _nothing_quoted(expected: Mapping[int, bytes], policy: Policy) -> Check:
+def _as_built(boot: _Boot, build: BuildReference, *, alone: bool) -> Check:
+    """The PCRs against those that were predicted. ``alone``: there is no snapshot, which would have the others."""
+    expected = build.pcr_values()
+    if not expected:
+        line = "the reference values predict no PCR"
+        if alone:
+            return fail(CHECK_ID, f"{line}, so what was booted is not proven; verify with a snapshot")
+        return ok(CHECK_ID, line)
+    failure = _differences(boot, expected, _BUILD)
+    if failure is not None:
+        hint = ["PCR 11 is predicted for the time from the end of the boot to the beginning of the shutdown"]
+        return fail(CHECK_ID, failure.line, [*failure.details, *hint * (boot.pcrs.get(11) != expected.get(11))])
+    line = f"the machine booted the image as it was built (PCR {listed_pcrs(frozenset(expected))})"
+    if not alone:
+        return ok(CHECK_ID, line)
+    others = listed_pcrs(frozenset(BOOT_PCRS) - frozenset(expected))
+    if others == "none":
+        return ok(CHECK_ID, line)
+    return warning(CHECK_ID, f"{line}; nothing is expected of PCR {others}, so what they measure may be anything")
+
+
+def _nothing_quoted(expected: object, policy: Policy) -> Check:
     if policy.without_tpm:
         return skip(CHECK_ID, "no TPM is expected on this machine (--without-tpm)")
     if policy.api == 1 and not expected:
@@ -98,12 +177,11 @@ def _nothing_quoted(expected: Mapping[int, bytes], policy: Policy) -> Check:
 def _all_equal(
     expected: Mapping[int, bytes],
     pcrs: Mapping[int, bytes],
-    boot_event_log: bytes | None,
+    note: Sequence[str],
     reference: Snapshot | None,
     policy: Policy,
 ) -> Check:
     """No difference and no contradiction: how much was there to compare?"""
-    note = [] if boot_event_log is not None else [_NO_LOG]
     if reference is None:
         if note:
             return warning(CHECK_ID, f"{_NO_LOG} from the snapshot that is being taken")
@@ -148,23 +226,22 @@ def _run(value: bytes, digests: Sequence[bytes]) -> bytes:
     return value
 
 
-def _explain(
-    pcr: int, now: bytes | None, before: bytes, steps: _Steps, start: Mapping[int, bytes], *, trusted: bool
-) -> list[str]:
-    """What is known about one PCR that differs, one thing a line."""
+def _explain(pcr: int, before: bytes, boot: _Boot, whose: _Whose) -> list[str]:
+    """What is known about one PCR that differs from ``before``, one thing a line."""
     role = PCR_ROLES.get(pcr, "unknown")
+    now, steps, start = boot.pcrs.get(pcr), boot.steps.get(pcr, ()), boot.start
     if now is None:
         return [f"PCR {pcr} ({role}) was not quoted"]
-    lines = [f"PCR {pcr} ({role}) is {now.hex()}, the snapshot has {before.hex()}"]
+    lines = [f"PCR {pcr} ({role}) is {now.hex()}, {whose.has} {before.hex()}"]
     if not steps:
         return [*lines, f"PCR {pcr}: the boot event log does not cover it"]
-    if not trusted:
+    if pcr in boot.contradictions:
         return [*lines, f"PCR {pcr}: the boot event log does not replay to it, so its events explain nothing"]
     if pcr in EXTENDED_AFTER_BOOT and _run(start[pcr], [digest for _, digest in steps]) != now:
         lines.append(f"PCR {pcr}: the running system extended it too, beyond what the boot event log says")
     found = _culprits(start[pcr], steps, before)
     if found:
-        return [*lines, *(f"PCR {pcr}: {_named(event)} was not there at the snapshot" for event in found[:_MAX_SHOWN])]
+        return [*lines, *(f"PCR {pcr}: {_named(event)} {whose.absent}" for event in found[:_MAX_SHOWN])]
     lines.append(f"PCR {pcr}: one of these {len(steps)} events changed, or one is missing:")
     return [*lines, *(f"PCR {pcr}: {_named(event)}" for event, _ in steps[:_MAX_SHOWN])]
 

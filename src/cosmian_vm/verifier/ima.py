@@ -5,8 +5,10 @@ The procedure (DESIGN of the checks: docs/architecture):
 1. ``ima.replay``: every template hash is recomputed from its data; a prefix of the list, with boot_aggregate at its
    head, leads to the quoted PCR. Entries behind it came after the quote.
 2. ``ima.boot_aggregate``: the first entry is the hash of the quoted boot PCRs.
-3. ``ima.files``: every entry is in the snapshot or the whitelist, those behind the prefix too.
-4. ``ima.policy``: the IMA policies that the snapshot's list had measured are in the prefix, unchanged.
+3. ``ima.files``: every entry is in the snapshot or the whitelist, those behind the prefix too; none contradicts the
+   image's reference values, which stand in the place of a snapshot where there is none.
+4. ``ima.policy``: the IMA policies that the snapshot's list had measured (that the image loads) are in the prefix,
+   unchanged.
 5. ``ima.violations``: files that were written while they were read or executed.
 
 A verifier that calls often keeps an :class:`ImaState` and asks for what is new (``ima_from``).
@@ -20,6 +22,7 @@ import msgspec
 
 from cosmian_vm.errors import EvidenceFormatError
 from cosmian_vm.evidence.ima import IMA_PCR, ImaEntry, format_path, read_entry, replay
+from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.reference.snapshot import Snapshot
 from cosmian_vm.reference.whitelist import Whitelist
 from cosmian_vm.verifier._ima_checks import (
@@ -52,7 +55,7 @@ class ImaSession(msgspec.Struct, frozen=True, kw_only=True):
     """What a kept state belongs to. A state of another session is worth nothing.
 
     ``ak_name``: TPM name of the AK; ``reset_count`` and ``restart_count``: as quoted. ``reference``: whatever
-    identifies the snapshot and whitelist that the kept part was judged by (a hash of the files, say).
+    identifies snapshot, whitelist and reference values that the kept part was judged by (a hash of the files, say).
     """
 
     ak_name: bytes
@@ -99,12 +102,14 @@ def appraise_ima(
     prior: ImaState | None = None,
     session: ImaSession | None = None,
     known: KnownFiles | None = None,
+    build: BuildReference | None = None,
 ) -> ImaAppraisal:
     """Judge the binary list ``log``, whose first entry is number ``ima_from`` of the machine's list.
 
     ``quoted``: PCRs vouched for by the TPM. ``boot_pcrs``: claimed values of PCRs 0-9 (they count only as far as they
     were quoted). ``prior``: what this verifier kept of ``session``, needed where ``ima_from`` is not 0. ``known``:
-    the files of ``reference`` and ``whitelist``, for callers that judge many lists by them. Never raises.
+    the files of ``reference``, ``whitelist`` and ``build`` (the image's reference values), for callers that judge many
+    lists by them. Never raises.
     """
     if policy.without_tpm:
         return _unread([skip(c, "No TPM is expected of this machine (--without-tpm)") for c in IMA_CHECKS], ima_from)
@@ -114,8 +119,8 @@ def appraise_ima(
         return _unread(_all_fail(problem), ima_from)
     kept = prior if ima_from else None
     pcr = _ima_pcr(quoted)
-    if known is None or known.reference is not reference or known.whitelist is not whitelist:
-        known = KnownFiles(reference, whitelist)
+    if known is None or not known.is_of(reference, whitelist, build):
+        known = KnownFiles(reference, whitelist, build)
     try:
         lookup = prepare_lookup(log, known)
         found = walk(

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
-__all__ = ["CHECK_IDS", "Check", "Status", "Verdict", "fail", "ok", "skip", "warning", "with_required"]
+__all__ = ["CHECK_IDS", "Check", "Status", "Verdict", "both", "fail", "ok", "skip", "warning", "with_required"]
 
 CHECK_IDS = (
     "tee.signature",
@@ -79,6 +79,19 @@ def warning(check_id: str, line: str, details: Iterable[str] = ()) -> Check:
 def skip(check_id: str, line: str, details: Iterable[str] = ()) -> Check:
     """A check that could not be made; if it is required, there is no trust."""
     return Check(check_id, Status.SKIP, line, tuple(details))
+
+
+_WORSE = (Status.FAIL, Status.SKIP, Status.WARNING, Status.OK)
+
+
+def both(first: Check, second: Check) -> Check:
+    """The answers to one question that was asked of two references, as one: the worse of the two counts, and nothing
+    that either says is lost.
+    """
+    worse, other = sorted((first, second), key=lambda check: _WORSE.index(check.status))
+    if other.status is Status.FAIL:
+        return fail(first.id, f"{first.line}; {second.line}", (*first.details, *second.details))
+    return replace(worse, details=(*worse.details, other.line, *other.details))
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -33,7 +33,7 @@ from cosmian_vm.evidence.tpm import (
     parse_signature,
 )
 from cosmian_vm.reference.snapshot import Anchor, Snapshot
-from cosmian_vm.verifier._quoted import NOTHING_QUOTED, QuotedPcrs
+from cosmian_vm.verifier._quoted import NOTHING_QUOTED, QuotedPcrs, listed_pcrs
 from cosmian_vm.verifier._tpm_signature import STRONG_HASHES, SigningKey, key_of, signature_problem
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import Check, fail, ok, skip, warning
@@ -284,7 +284,7 @@ def _selection_problem(selections: tuple[PcrSelection, ...]) -> str:
         return f"the quote is over the banks {banks}; exactly one selection, of the sha256 bank, is accepted"
     if any(selections[0].select[_STATIC_BYTES:]):
         resettable = [pcr for pcr in selections[0].pcrs if pcr >= 8 * _STATIC_BYTES]
-        return f"the quote covers PCR {_listed(frozenset(resettable))}, which software can reset"
+        return f"the quote covers PCR {listed_pcrs(frozenset(resettable))}, which software can reset"
     return ""
 
 
@@ -292,7 +292,8 @@ def _digest_problem(tpm: TpmEvidence, quote: TpmQuoteInfo, signature: TpmSignatu
     """Why the claimed PCR values are not those that were quoted; empty if they are."""
     claimed, selected = tpm.pcrs, quote.pcr_selections[0].pcrs
     if len(claimed) != len(selected):
-        return f"values were sent for PCR {_listed(frozenset(claimed))}, quoted is PCR {_listed(frozenset(selected))}"
+        sent, quoted = listed_pcrs(frozenset(claimed)), listed_pcrs(frozenset(selected))
+        return f"values were sent for PCR {sent}, quoted is PCR {quoted}"
     try:
         digest = compute_pcr_digest(quote.pcr_selections, {_SHA256: claimed}, signature.hash_alg)
     except EvidenceFormatError as exc:
@@ -315,21 +316,21 @@ def _check_selection(
         return fail("tpm.pcr_selection", f"{problem}; the agent does not do what it was asked for")
     selected = _set_of(quote.pcr_selections[0].pcrs)
     if not expected or selected != expected:
-        line = f"the quote covers PCR {_listed(selected)}; asked for were exactly {_listed(expected)}"
+        line = f"the quote covers PCR {listed_pcrs(selected)}; asked for were exactly {listed_pcrs(expected)}"
         return fail("tpm.pcr_selection", f"{line}: the agent does not do what it was asked for")
     if api != 1 or tpm.pcrs:
         problem = _digest_problem(tpm, quote, signature)
         if problem:
             return fail("tpm.pcr_selection", f"{problem}; do not trust this machine")
     if api == 1:
-        line = f"version 1 of the API quotes PCR {_listed(selected)} alone: what was booted is not proven"
+        line = f"version 1 of the API quotes PCR {listed_pcrs(selected)} alone: what was booted is not proven"
         return warning("tpm.pcr_selection", line)
     return _covered(selected)
 
 
 @lru_cache(maxsize=8)
 def _covered(pcrs: frozenset[int]) -> Check:
-    return ok("tpm.pcr_selection", f"the quote covers PCR {_listed(pcrs)} of the sha256 bank, as asked")
+    return ok("tpm.pcr_selection", f"the quote covers PCR {listed_pcrs(pcrs)} of the sha256 bank, as asked")
 
 
 def _check_clock(quote: TpmQuoteInfo, reference: Snapshot | None, policy: Policy) -> Check:
@@ -377,15 +378,3 @@ def _advance(recorded: int, now: int) -> int:
 
 
 _set_of: Callable[[tuple[int, ...]], frozenset[int]] = lru_cache(maxsize=64)(frozenset)
-
-
-@lru_cache(maxsize=64)
-def _listed(pcrs: frozenset[int]) -> str:
-    """``0-9, 11``."""
-    runs: list[list[int]] = []
-    for pcr in sorted(pcrs):
-        if runs and pcr == runs[-1][1] + 1:
-            runs[-1][1] = pcr
-        else:
-            runs.append([pcr, pcr])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "none"
