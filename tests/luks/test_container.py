@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +67,53 @@ def test_made_closed_and_opened_again(bench: Bench) -> None:
     container.open()
     assert bench.played.opened[-1] == bench.place.header.read_bytes()
     assert bench.place.password.read_bytes() == generated
+
+
+def test_the_new_file_system_has_the_label_of_the_folder_that_it_covers(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {bench.place.mount: b"system_u:object_r:cosmian_vm_data_t:s0\0"}
+    given: list[tuple[str, bytes]] = []
+
+    def getxattr(path: Path, name: str) -> bytes:
+        if path not in labels or mounted():
+            raise OSError(errno.ENODATA, "No data available")
+        assert name == "security.selinux"
+        return labels[path]
+
+    def setxattr(path: Path, name: str, value: bytes) -> None:
+        assert (path, mounted()) == (bench.place.mount, True)
+        given.append((name, value))
+
+    def mounted() -> bool:
+        return f" {bench.place.mount} " in bench.played.mountinfo.read_text()
+
+    monkeypatch.setattr(os, "getxattr", getxattr)
+    monkeypatch.setattr(os, "setxattr", setxattr)
+    made(bench)
+    assert given == [("security.selinux", labels[bench.place.mount])]
+    bench.container().open()
+    assert len(given) == 1, "it stays in the file system"
+
+
+def test_where_folders_have_no_label_none_is_given(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def declined(*_arguments: object) -> bytes:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "getxattr", declined)
+    monkeypatch.setattr(os, "setxattr", declined)
+    made(bench)
+
+
+def test_a_label_that_cannot_be_given_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def declined(*_arguments: object) -> None:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "getxattr", lambda *_: b"label")
+    monkeypatch.setattr(os, "setxattr", declined)
+    with pytest.raises(AttesterError, match="cannot be given its SELinux label: Permission denied"):
+        made(bench)
+    assert bench.left() == []
 
 
 def test_secrets_are_in_no_argument(bench: Bench) -> None:

@@ -20,6 +20,7 @@ from cosmian_vm.agent.log import LOGGER, describe
 from cosmian_vm.agent.messages import FrameError, frame, read_body, read_length
 from cosmian_vm.agent.orders import Orders
 from cosmian_vm.agent.privileges import FrontUser
+from cosmian_vm.agent.selinux import executing_the_front
 from cosmian_vm.agent.socket_server import OrdersServer, listen_for_orders
 
 __all__ = ["serve_apart"]
@@ -148,13 +149,14 @@ class _Front:
         flags = ["-IS"] + (["-B"] if sys.dont_write_bytecode else [])
         modules = os.pathsep.join(path for path in sys.path if Path(path).is_absolute())
         numbers = (control.fileno(), self._listener.fileno())
-        return subprocess.Popen(
-            [sys.executable, *flags, os.fspath(_PROGRAM), *map(str, (*numbers, os.getpid())), modules],
-            stdin=subprocess.DEVNULL,
-            pass_fds=numbers,
-            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            cwd="/",
-        )
+        with executing_the_front():
+            return subprocess.Popen(
+                [sys.executable, *flags, os.fspath(_PROGRAM), *map(str, (*numbers, os.getpid())), modules],
+                stdin=subprocess.DEVNULL,
+                pass_fds=numbers,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                cwd="/",
+            )
 
     async def _listen_to(self, reader: asyncio.StreamReader, process: subprocess.Popen[bytes]) -> None:
         """The front says once that it is ready. One that says something else, or nothing in time, is ended."""

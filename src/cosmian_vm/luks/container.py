@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cosmian_vm.errors import AttesterError, CosmianVmError, InputError
 from cosmian_vm.luks._commands import Commands, Machine
+from cosmian_vm.luks._label import give_label, label_of
 from cosmian_vm.luks._mounts import mounted_at
 from cosmian_vm.luks._undo import Undo, undoing
 from cosmian_vm.luks.nv_index import TpmRecords
@@ -240,7 +241,11 @@ class Container:
         undo.add(self._close)
         self._commands.open_by_password(place.unfinished, header, place.name, secret)
         self._commands.make_ext4(place.name)
+        self._make_folder()
+        label = label_of(place.mount)
         self._mount()
+        if label is not None:
+            give_label(place.mount, label)
         place.mount.chmod(0o700)
         if keep_password:
             write_new(place.password, secret, 0o400)
@@ -251,8 +256,11 @@ class Container:
         mount = mounted_at(place.mount, self._machine.mountinfo)
         if mount is not None:
             raise AttesterError(f"{place.mount}: {mount.source} is mounted there; unmount it first")
-        place.mount.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_folder()
         self._commands.mount(place.name, place.mount)
+
+    def _make_folder(self) -> None:
+        self._place.mount.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _is_open(self) -> bool:
         mount = mounted_at(self._place.mount, self._machine.mountinfo)
