@@ -32,7 +32,7 @@ def machine(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
     if shutil.which("mkfs.btrfs") is None:
         pytest.skip("not installed: btrfs-progs (tests/vm/second/build installs it)")
     second = build(ROOT / "tests" / "vm" / "second" / "build", image.parent / "second.img")
-    vm = QemuVm(tmp_path_factory.mktemp("second"), disk_bus="virtio-blk-pci")
+    vm = QemuVm(tmp_path_factory.mktemp("second"), disk_bus="virtio-blk-pci", processors=1)
     vm.create(second)
     with vm:
         vm.start()

@@ -47,7 +47,7 @@ _BOOT_SECONDS = 240.0
 _POWER_OFF_SECONDS = 60.0
 _QMP_SECONDS = 10.0
 _PROBE_SECONDS = 5
-_MACHINE = ("-machine", "q35", "-smp", "2", "-m", "1024")
+_MACHINE = ("-machine", "q35", "-m", "1024")
 _ACCELERATORS = {
     "kvm": ("-accel", "kvm", "-cpu", "host"),
     # "max" as it is: with features taken away (max,-svm) QEMU 7.2 boots a guest in which mounts fail.
@@ -95,12 +95,16 @@ class _State(msgspec.Struct, kw_only=True):
 class QemuVm:
     """The VM in ``folder``; see the head of this module. As a context manager it is switched off at the end.
 
-    ``disk_bus``: what its disk is, a device of QEMU.
+    ``disk_bus``: what its disk is, a device of QEMU. ``processors``: with one, an emulated VM is a third slower. Linux
+    6.12 wants no more there: code that it patches while another processor runs it may trap (Oops: int3 at the boot).
     """
 
-    def __init__(self, folder: Path, *, disk_bus: Literal["nvme", "virtio-blk-pci"] = "nvme") -> None:
+    def __init__(
+        self, folder: Path, *, disk_bus: Literal["nvme", "virtio-blk-pci"] = "nvme", processors: int = 2
+    ) -> None:
         self.folder = folder.resolve()
         self._disk_bus = disk_bus
+        self._processors = processors
         self.serial_log = self.folder / "serial.log"
         self._qemu = Daemon(self.folder / "qemu.json")
         self._swtpm = Daemon(self.folder / "swtpm.json")
@@ -193,7 +197,7 @@ class QemuVm:
         forward = f"hostfwd=tcp:127.0.0.1:{state.agent_port}-:{_AGENT_PORT}"
         forward += f",hostfwd=tcp:127.0.0.1:{state.ssh_port}-:{_SSH_PORT}"
         command = ["qemu-system-x86_64", "-name", "cosmian_vm", "-nodefaults", "-display", "none"]
-        command += [*_MACHINE, *_ACCELERATORS[accel], "-uuid", str(uuid4())]
+        command += [*_MACHINE, "-smp", str(self._processors), *_ACCELERATORS[accel], "-uuid", str(uuid4())]
         command += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={_FIRMWARE}"]
         command += ["-drive", f"if=pflash,format=raw,unit=1,file={escaped(self.folder / 'vars.fd')}"]
         command += ["-chardev", f"socket,id=tpm,path={state.sockets}/tpm", "-tpmdev", "emulator,id=tpm0,chardev=tpm"]
