@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cosmian_vm import wire
-from cosmian_vm.agent import snapshot_job
+from cosmian_vm.agent import snapshot_build, snapshot_job
 from cosmian_vm.agent.config import AgentConfig
 from cosmian_vm.agent.snapshot_build import hash_algorithm, measured_files
 from cosmian_vm.attester.platform import Platform
@@ -186,6 +186,43 @@ def test_what_runs_while_files_are_hashed_is_in_the_snapshot(
     late = (b"/usr/bin/late", sha256(b"late").digest())
     assert late in set(snapshot.files)
     assert snapshot.not_on_disk == (("/usr/bin/late", late[1].hex()),)
+
+
+def test_what_the_comparison_itself_puts_on_the_list_is_in_the_snapshot(
+    talk: Talk, machine: Machine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed, true_hash = b"/var/lib/seed", snapshot_build._hash_file
+    (root / "var/lib").mkdir(parents=True)
+    (root / "var/lib/seed").write_bytes(b"new")
+    machine.run(seed.decode(), b"old")
+
+    def hash_file(top: Path, path: bytes, algorithm: str) -> bytes | None:  # as under ima_policy=tcb
+        if path == seed:
+            machine.run(seed.decode(), b"new")
+        return true_hash(top, path, algorithm)
+
+    monkeypatch.setattr(snapshot_build, "_hash_file", hash_file)
+    snapshot = taken(talk)
+    assert {digest for path, digest in snapshot.files if path == seed} == {
+        sha256(b"old").digest(),
+        sha256(b"new").digest(),
+    }
+    assert snapshot.not_on_disk == (("/var/lib/seed", sha256(b"old").hexdigest()),)
+
+
+def test_a_file_that_never_rests_does_not_keep_the_snapshot(
+    talk: Talk, machine: Machine, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def hash_file(_top: Path, path: bytes, _algorithm: str) -> bytes | None:
+        looks.append(1)
+        machine.run(path.decode(), b"%d" % len(looks))
+        return None
+
+    machine.run("/var/log/busy", b"first")
+    monkeypatch.setattr(snapshot_build, "_hash_file", hash_file)
+    assert b"/var/log/busy" in dict(taken(talk).files)
 
 
 def test_without_ima_or_tpm_there_are_no_file_hashes(talk: Talk, platform: Platform) -> None:

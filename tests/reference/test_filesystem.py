@@ -151,12 +151,47 @@ def test_permissions_that_are_missing_are_listed(tmp_path: Path) -> None:
 
 
 def test_mounts_that_are_not_local_are_listed_and_not_entered(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [f"1 2 0:9 / {tree}/usr/lib rw - nfs4 server:/ rw", f"1 2 0:9 / {tree}/usr/bin/big rw - 9p host rw"]
-    monkeypatch.setattr(filesystem, "_mountinfo", lambda: "\n".join(lines).encode())
+    lines = [f"3 2 0:9 / {tree}/usr/lib rw - nfs4 server:/ rw", f"4 2 0:9 / {tree}/usr/bin/big rw - 9p host rw"]
+    lines.append("2 1 254:0 / / rw - ext4 /dev/vda rw")
+    for name in ("_mountinfo", "_system_mountinfo"):
+        monkeypatch.setattr(filesystem, name, lambda: "\n".join(lines).encode())
     result = walk_and_hash(Scope(tree))
+    assert result.unreadable == []
     assert result.left_out == [(b"/usr/bin/big", "9p"), (b"/usr/lib", "nfs4")]
     paths = {path for path, _ in result.files}
     assert paths == {p for p in contents(tree) if not p.startswith(b"/usr/lib/") and p != b"/usr/bin/big"}
+
+
+ROOT_MOUNT = "2 1 254:0 / / rw - ext4 /dev/vda rw\n"
+
+
+def test_what_only_the_system_sees_is_listed_and_what_is_in_its_place_not_hashed(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox = f"3 2 0:9 / {tree}/usr/lib rw - tmpfs tmpfs rw\n4 2 0:10 / {tree}/tmp rw - tmpfs tmpfs rw\n"
+    monkeypatch.setattr(filesystem, "_mountinfo", (ROOT_MOUNT + sandbox).encode)
+    monkeypatch.setattr(filesystem, "_system_mountinfo", ROOT_MOUNT.encode)
+    result = walk_and_hash(Scope(tree, excluded=("/tmp",)))
+    assert [path for path, _ in result.unreadable] == [b"/usr/lib"]
+    assert "hidden from the agent" in result.unreadable[0][1]
+    paths = {path for path, _ in result.files}
+    assert paths == {path for path in contents(tree) if not path.startswith((b"/usr/lib/", b"/tmp/"))}
+
+
+def test_another_root_or_none_to_compare_with_is_listed(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filesystem, "_mountinfo", ROOT_MOUNT.encode)
+    monkeypatch.setattr(filesystem, "_system_mountinfo", ROOT_MOUNT.replace("254:0", "254:1").encode)
+    result = walk_and_hash(Scope(tree))
+    assert [path for path, _ in result.unreadable] == [b"/"]
+    assert dict(result.files) == contents(tree)
+
+    def refused() -> bytes:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(filesystem, "_system_mountinfo", refused)
+    result = walk_and_hash(Scope(tree))
+    assert [path for path, _ in result.unreadable] == [b"/"]
+    assert "/proc/1/mountinfo: Operation not permitted" in result.unreadable[0][1]
 
 
 def test_progress_grows_and_ends_at_the_total(tree: Path) -> None:

@@ -7,13 +7,23 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypeVar
+
+import msgspec
 
 from cosmian_vm.agent.devices import Devices, DeviceValues
 from cosmian_vm.agent.lane import Lane
 from cosmian_vm.agent.log import LOGGER, describe
 from cosmian_vm.agent.orders import SnapshotState
-from cosmian_vm.agent.snapshot_build import SnapshotInputs, build, check_supported, hash_algorithm, measured_files
+from cosmian_vm.agent.snapshot_build import (
+    Measured,
+    SnapshotInputs,
+    build,
+    check_supported,
+    hash_algorithm,
+    measured_files,
+)
 from cosmian_vm.attester.platform import Platform
 from cosmian_vm.errors import AttesterError, CosmianVmError, OrderError
 from cosmian_vm.evidence.ima import format_path
@@ -27,6 +37,7 @@ _Result = TypeVar("_Result")
 
 _DEVICE_SECONDS = 120.0
 _WALK_SECONDS = 24 * 3600.0
+_MOST_COMPARISONS = 4
 
 
 class SnapshotJob:
@@ -102,7 +113,24 @@ class SnapshotJob:
             walked = await self._walk_lane.call(lambda: self._walk(algorithm), seconds=_WALK_SECONDS)
         # The list is read after the walk: what ran meanwhile belongs to the snapshot too.
         told = await self._on_devices(self._devices.for_snapshot)
-        return await self._walk_lane.call(lambda: self._assemble(told, walked), seconds=_WALK_SECONDS)
+        measured = None
+        if walked is not None and told.ima_log is not None:
+            told, measured = await self._compare(told, told.ima_log, walked[1])
+        return await self._walk_lane.call(lambda: self._assemble(told, walked, measured), seconds=_WALK_SECONDS)
+
+    async def _compare(self, told: DeviceValues, log: bytes, walked: WalkResult) -> tuple[DeviceValues, Measured]:
+        """What the list names, compared with the disk. A policy that measures what root reads makes an entry of a file
+        that has changed when we look at it: what came to the list meanwhile is compared too, within reason.
+        """
+        root = self._platform.scope.root
+        for _ in range(_MOST_COMPARISONS):
+            seen = log
+            compare = partial(measured_files, seen, root, walked.files, self._stop_if_cancelled)
+            measured = await self._walk_lane.call(compare, seconds=_WALK_SECONDS)
+            log = await self._on_devices(self._devices.ima_binary)
+            if log == seen:
+                break
+        return msgspec.structs.replace(told, ima_log=seen), measured
 
     async def _on_devices(self, work: Callable[[], _Result]) -> _Result:
         return await self._device_lane.call(work, seconds=_DEVICE_SECONDS)
@@ -116,11 +144,8 @@ class SnapshotJob:
     def _report(self, files: int, size: int, total: int | None) -> None:
         self._progress = SnapshotProgress(files_done=files, bytes_done=size, files_total=total)
 
-    def _assemble(self, told: DeviceValues, walked: tuple[str, WalkResult] | None) -> bytes:
+    def _assemble(self, told: DeviceValues, walked: tuple[str, WalkResult] | None, measured: Measured | None) -> bytes:
         algorithm, files = walked or (None, None)
-        measured = None
-        if files is not None and told.ima_log is not None:
-            measured = measured_files(told.ima_log, self._platform.scope.root, files.files, self._stop_if_cancelled)
         inputs = SnapshotInputs(
             device=told,
             cloud=self._platform.cloud,

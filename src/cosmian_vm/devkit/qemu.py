@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 from uuid import uuid4
 
 import msgspec
@@ -92,10 +93,14 @@ class _State(msgspec.Struct, kw_only=True):
 
 
 class QemuVm:
-    """The VM in ``folder``; see the head of this module. As a context manager it is switched off at the end."""
+    """The VM in ``folder``; see the head of this module. As a context manager it is switched off at the end.
 
-    def __init__(self, folder: Path) -> None:
+    ``disk_bus``: what its disk is, a device of QEMU.
+    """
+
+    def __init__(self, folder: Path, *, disk_bus: Literal["nvme", "virtio-blk-pci"] = "nvme") -> None:
         self.folder = folder.resolve()
+        self._disk_bus = disk_bus
         self.serial_log = self.folder / "serial.log"
         self._qemu = Daemon(self.folder / "qemu.json")
         self._swtpm = Daemon(self.folder / "swtpm.json")
@@ -194,7 +199,7 @@ class QemuVm:
         command += ["-chardev", f"socket,id=tpm,path={state.sockets}/tpm", "-tpmdev", "emulator,id=tpm0,chardev=tpm"]
         command += ["-device", "tpm-crb,tpmdev=tpm0"]
         command += ["-drive", f"if=none,id=disk,format=raw,file={escaped(self.folder / 'disk.img')}"]
-        command += ["-device", "nvme,drive=disk,serial=cosmian,bootindex=1"]
+        command += ["-device", f"{self._disk_bus},drive=disk,serial=cosmian,bootindex=1"]
         command += ["-netdev", f"user,id=net,restrict=on,{forward}", "-device", "virtio-net-pci,netdev=net,romfile="]
         command += ["-device", "virtio-rng-pci", "-serial", f"file:{self.serial_log}"]
         return [*command, "-qmp", f"unix:{state.sockets}/qmp,server=on,wait=off"]

@@ -5,8 +5,8 @@ loop go on meanwhile, and no process holds more than a buffer of any file. Call 
 is done.
 
 Only regular files are hashed, never through a symbolic link, on local file systems only. What could not be read, what
-changed while it was read, and which mounts were not entered is part of the result: nothing is dropped in silence, and
-a helper that dies is an error.
+changed while it was read, what is hidden from this process and which mounts were not entered is part of the result:
+nothing is dropped in silence, and a helper that dies is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Protocol
 
 from cosmian_vm.errors import AttesterError
 from cosmian_vm.reference import _hasher
-from cosmian_vm.reference._mounts import foreign_mounts
+from cosmian_vm.reference._mounts import foreign_mounts, hidden_paths
 
 __all__ = ["Progress", "Scope", "WalkResult", "walk_and_hash"]
 
@@ -45,6 +45,7 @@ _HASHLIB_NAMES = {
 _POLL_INTERVAL = 0.2  # seconds between two questions whether to go on
 _READ_SIZE = 64 * 1024
 _STDERR_SHOWN = 500
+_HIDDEN = "hidden from the agent by its own mounts, see Protect...=, Private...= and the like in its unit"
 _REASONS = {
     _hasher.CHANGED: "changed while it was read",
     _hasher.NOT_REGULAR: "is no longer a regular file",
@@ -113,14 +114,18 @@ def walk_and_hash(
     ]
     root = os.path.realpath(os.fsencode(scope.root))
     excluded = [b"/" + os.fsencode(path).strip(b"/") for path in scope.excluded]
-    mounts = foreign_mounts(_mountinfo(), root, excluded)
-    command += [str(workers or 0).encode(), root, *excluded, b"", *mounts]
-    answers = _Answers(size, progress)
+    ours = _mountinfo()
+    mounts = foreign_mounts(ours, root, excluded)
+    hidden = _hidden(ours, root, excluded)
+    closed = mounts.keys() | {path for path, _ in hidden}
+    command += [str(workers or 0).encode(), root, *excluded, b"", *sorted(closed - {b"/"})]
+    answers = _Answers(size, progress, hidden)
     helper = _Process(command)
     try:
         for kind, payload in helper.frames(cancelled):
             answers.take(kind, payload)
-        return answers.result([(path, kind.decode(errors="replace")) for path, kind in mounts.items()])
+        named = dict(hidden)
+        return answers.result([(p, kind.decode(errors="replace")) for p, kind in mounts.items() if p not in named])
     except _IncompleteError as exc:
         raise AttesterError(f"hashing the files failed: {str(exc) or helper.last_words()}") from exc
     finally:
@@ -132,6 +137,21 @@ def _mountinfo() -> bytes:
         return Path("/proc/self/mountinfo").read_bytes()
     except OSError as exc:
         raise AttesterError(f"cannot tell which file systems are local: /proc/self/mountinfo: {exc.strerror}") from exc
+
+
+def _system_mountinfo() -> bytes:
+    return Path("/proc/1/mountinfo").read_bytes()
+
+
+def _hidden(ours: bytes, root: bytes, excluded: list[bytes]) -> list[tuple[bytes, str]]:
+    """Path and reason of what a mount namespace of our own (a sandbox) keeps from us, or shows us in place of what the
+    system has there: not to be hashed, and not to be dropped in silence.
+    """
+    try:
+        systems = _system_mountinfo()
+    except OSError as exc:
+        return [(b"/", f"cannot tell what is hidden from the agent: /proc/1/mountinfo: {exc.strerror}")]
+    return [(path, _HIDDEN) for path in hidden_paths(ours, systems, root, excluded)]
 
 
 class _IncompleteError(Exception):
@@ -218,11 +238,11 @@ def _stop_if(cancelled: Callable[[], bool] | None) -> None:
 class _Answers:
     """Puts the helper's frames together."""
 
-    def __init__(self, digest_size: int, progress: Progress | None) -> None:
+    def __init__(self, digest_size: int, progress: Progress | None, unreadable: list[tuple[bytes, str]]) -> None:
         self._size = digest_size
         self._progress = progress
         self._batches: dict[int, list[tuple[bytes, bytes]]] = {}
-        self._unreadable: list[tuple[bytes, str]] = []
+        self._unreadable = unreadable.copy()
         self._files = self._bytes = 0
         self._total: int | None = None
         self._promised: int | None = None
