@@ -36,6 +36,7 @@ def test_the_manuals_file() -> None:
     assert config.tpm_device == "/dev/tpmrm0"
     assert config.container == Path("/var/lib/cosmian_vm/container")
     assert config.container_pcrs == (4, 7, 8, 9, 12, 14)
+    assert config.container_size == 499_998_720
     assert config.owners is None
     assert config.app == AppConfig(
         service_type=ServiceType.SUPERVISOR,
@@ -51,6 +52,7 @@ def test_defaults_and_paths() -> None:
     assert (config.data, config.tmp) == (Path("/s/data"), Path("/s/tmp"))
     assert parse((MINIMAL + 'container = "none"').encode(), "f").container is None
     assert parse((MINIMAL + 'container = "/disk2/c"').encode(), "f").container == Path("/disk2/c")
+    assert parse((MINIMAL + 'container_size = "2GB"').encode(), "f").container_size == 2_000_003_072
     assert parse((MINIMAL + 'container_pcrs = "7,4"').encode(), "f").container_pcrs == (4, 7)
     assert parse((MINIMAL + 'owners = "anyone"').encode(), "f").owners == "anyone"
 
@@ -84,6 +86,8 @@ def test_service_names(name: str) -> None:
         (MINIMAL + 'owners = "everyone"', '[agent] owners: expected is "anyone"'),
         (MINIMAL + 'owners = ["anyone"]', '[agent] owners: expected is "anyone"'),
         (MINIMAL + "container = false", "[agent] container: expected is a string"),
+        (MINIMAL + "container_size = 500", "[agent] container_size: expected is a string"),
+        (MINIMAL + 'container_size = "500"', "[agent] container_size: size '500': expected is a number with a unit"),
         (MINIMAL + "container_pcrs = 7", "[agent] container_pcrs: expected is a string"),
         (MINIMAL + 'container_pcrs = "7+seven"', "[agent] container_pcrs: PCRs '7+seven': expected are numbers"),
         (MINIMAL + 'container_pcrs = "10"', "[agent] container_pcrs: PCR 10: IMA extends it"),

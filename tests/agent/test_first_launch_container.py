@@ -36,6 +36,7 @@ class Disk:
     problem: Exception | None = None
     made: int = 0
     opened: int = 0
+    size: int = 0
 
 
 @pytest.fixture
@@ -46,9 +47,9 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
         if disk.problem:
             raise disk.problem
 
-    def create(_self: Container, _size: int) -> None:
+    def create(_self: Container, size: int) -> None:
         fail()
-        disk.there, disk.made = True, disk.made + 1
+        disk.there, disk.made, disk.size = True, disk.made + 1, size
 
     def open_(_self: Container) -> None:
         fail()
@@ -79,7 +80,9 @@ def encrypted(config: AgentConfig) -> AgentConfig:
 
 
 def test_made_at_the_first_launch_and_opened_at_the_next(encrypted: AgentConfig, tpm: EsapiTpm, disk: Disk) -> None:
+    encrypted = replace(encrypted, container_size=64 << 20)
     assert open_container(encrypted, tpm, preinit=True) is None
+    assert disk.size == 64 << 20
     tpm.provision()
     assert open_container(encrypted, tpm, preinit=True) is None
     assert (disk.made, disk.opened) == (1, 1)

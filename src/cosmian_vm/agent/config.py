@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn
 
 from cosmian_vm.errors import ConfigError, InputError
 from cosmian_vm.luks.pcrs import DEFAULT_PCRS, parse_pcrs
+from cosmian_vm.luks.sizes import FIRST_SIZE, parse_size
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -60,9 +61,9 @@ class AgentConfig:
     """The whole configuration; every path is absolute.
 
     ``port`` 0 stands for any free port (only from code, never from a file). ``tpm_device`` None: no TPM.
-    ``container``: the encrypted container's file, None where the machine explicitly has none; ``container_pcrs``: what
-    it is sealed to. ``owners``: "anyone" takes orders of version 1, which carry no proof of who gives them; None: an
-    unclaimed machine.
+    ``container``: the encrypted container's file, None where the machine explicitly has none; ``container_size``: in
+    bytes, where it is made at the first launch; ``container_pcrs``: what it is sealed to. ``owners``: "anyone" takes
+    orders of version 1, which carry no proof of who gives them; None: an unclaimed machine.
     """
 
     data_storage: Path
@@ -72,6 +73,7 @@ class AgentConfig:
     ssl_private_key: Path
     tpm_device: str | None = None
     container: Path | None = None
+    container_size: int = FIRST_SIZE
     container_pcrs: tuple[int, ...] = DEFAULT_PCRS
     owners: Literal["anyone"] | None = None
     app: AppConfig | None = None
@@ -129,6 +131,7 @@ def parse(raw: bytes, name: str) -> AgentConfig:
         ssl_private_key=storage / agent.text("ssl_private_key"),
         tpm_device=agent.optional_text("tpm_device"),
         container=None if container == "none" else storage / container,
+        container_size=agent.size("container_size", default=FIRST_SIZE),
         container_pcrs=agent.pcrs("container_pcrs"),
         owners=agent.owners("owners"),
         app=None if app is None else _app(app, storage),
@@ -207,6 +210,16 @@ class _Table:
         if value != "anyone":
             self.wrong(key, 'expected is "anyone" (orders from any client, as 1.3.x), or no such key')
         return "anyone"
+
+    def size(self, key: str, default: int) -> int:
+        """Bytes, as text with a unit: ``"500MB"``."""
+        value = self.optional_text(key)
+        if value is None:
+            return default
+        try:
+            return parse_size(value)
+        except InputError as exc:
+            self.wrong(key, str(exc))
 
     def pcrs(self, key: str) -> tuple[int, ...]:
         """PCRs to seal to, as text: ``"4+7+8+9+12+14"``."""

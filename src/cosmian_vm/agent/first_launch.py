@@ -68,6 +68,7 @@ def open_container(
             place,
             config.tpm_device,
             new_machine=not tpm.provisioned(),
+            size=config.container_size,
             pcrs=config.container_pcrs,
             machine=machine,
         )

@@ -9,11 +9,9 @@ from cosmian_vm.luks._commands import Machine
 from cosmian_vm.luks.container import Container
 from cosmian_vm.luks.pcrs import DEFAULT_PCRS
 from cosmian_vm.luks.place import Place
+from cosmian_vm.luks.sizes import FIRST_SIZE
 
-__all__ = ["FIRST_SIZE", "Machine", "look", "provide"]
-
-FIRST_SIZE = 500_000_000 // 4096 * 4096
-"""Size of the container that a first launch makes, in bytes."""
+__all__ = ["Machine", "look", "provide"]
 
 
 def provide(

@@ -6,10 +6,12 @@ import re
 
 from cosmian_vm.errors import InputError
 
-__all__ = ["MIN_SIZE", "parse_size", "show_size"]
+__all__ = ["FIRST_SIZE", "MIN_SIZE", "parse_size", "show_size"]
 
 MIN_SIZE = 32 * 1000 * 1000
 """Smallest container, in bytes: the integrity tags, their journal and ext4 need room of their own."""
+FIRST_SIZE = 500_000_000 // 4096 * 4096
+"""Size of the container that a first launch makes where agent.toml names no other, in bytes."""
 _MAX_SIZE = 1 << 50
 _SECTOR = 4096
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*([kKMGT]?)(i?)([bB]?)")
