@@ -36,7 +36,7 @@ def test_the_manuals_file() -> None:
     assert config.tpm_device == "/dev/tpmrm0"
     assert config.container == Path("/var/lib/cosmian_vm/container")
     assert config.container_pcrs == (4, 7, 8, 9, 12, 14)
-    assert config.container_size == 499_998_720
+    assert config.container_size == 500_002_816
     assert config.owners is None
     assert config.app == AppConfig(
         service_type=ServiceType.SUPERVISOR,

@@ -6,7 +6,11 @@ import os
 import re
 from pathlib import Path
 
+import jinja2
 import pytest
+
+from cosmian_vm.agent.config import parse
+from cosmian_vm.luks.sizes import FIRST_SIZE
 
 from .conftest import ROOT, Run
 
@@ -15,7 +19,6 @@ ROLES = {"ima", "tpm", "tmpfs", "no_updates", "agent", "supervisor"}
 ELSEWHERE = {"selinux"}  # comes with its own tests, and only where it is asked for
 # What the manual promises to be in a machine, beside what programs write.
 PROMISED = {
-    "agent": ["etc/cosmian_vm/agent.toml"],
     "supervisor": ["etc/supervisor/supervisord.conf", "etc/supervisor/conf.d/cosmian_vm_agent.conf"],
     "no_updates": ["etc/apt/apt.conf.d/10periodic"],
 }
@@ -31,6 +34,14 @@ def test_every_role_that_is_named_is_there(ansible: Path) -> None:
         assert (ansible / "roles" / role / "tasks" / "main.yml").is_file(), role
     assert set(included) >= ELSEWHERE
     assert re.search(r"name: selinux\n +when: cosmian_vm_selinux", playbook)
+
+
+def test_the_agents_configuration_is_one_that_it_takes(ansible: Path) -> None:
+    template = (ansible / "roles" / "agent" / "templates" / "agent.toml.j2").read_text()
+    config = parse(jinja2.Template(template).render(cosmian_vm_container_size="500MB").encode(), "agent.toml")
+    assert config.container == Path("/var/lib/cosmian_vm/container")
+    assert config.container_size == FIRST_SIZE
+    assert (config.host, config.tpm_device, config.owners) == ("0.0.0.0", "/dev/tpmrm0", None)
 
 
 def test_every_role_is_named(ansible: Path) -> None:

@@ -11,4 +11,4 @@ from .machine import ROOT, build, skip_without_tools
 def image() -> Path:
     """The image of this tree; with warm caches it takes half a minute."""
     skip_without_tools()
-    return build(ROOT / "image" / "build", "--simulated-tee", "--selinux")
+    return build(ROOT / "image" / "build", "--simulated-tee")

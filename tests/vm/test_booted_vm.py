@@ -438,7 +438,6 @@ def test_another_tpm_is_not_ours(machine: Machine) -> None:
 def test_a_first_launch_killed_at_any_moment_is_finished_at_the_next_start(machine: Machine) -> None:
     machine.root("supervisorctl stop all; systemctl stop cosmian_vm_container; cosmian_fstool remove --yes")
     machine.root("tpm2_evictcontrol -C o -c 0x81000051")  # a new machine: no container, and no attestation key
-    machine.root("sed -i '/^container = /a container_size = \"40MB\"' /etc/cosmian_vm/agent.toml")
     for moment in (3, 5):
         machine.root(f"timeout --signal=KILL {moment} cosmian_vm_agent --first-launch", check=False)
     machine.root("systemctl reset-failed; systemctl start cosmian_vm_container; supervisorctl start cosmian_vm_agent")

@@ -10,7 +10,7 @@ __all__ = ["FIRST_SIZE", "MIN_SIZE", "parse_size", "show_size"]
 
 MIN_SIZE = 32 * 1000 * 1000
 """Smallest container, in bytes: the integrity tags, their journal and ext4 need room of their own."""
-FIRST_SIZE = 500_000_000 // 4096 * 4096
+FIRST_SIZE = -(-500_000_000 // 4096) * 4096
 """Size of the container that a first launch makes where agent.toml names no other, in bytes."""
 _MAX_SIZE = 1 << 50
 _SECTOR = 4096
