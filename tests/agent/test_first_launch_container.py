@@ -16,7 +16,7 @@ import pytest
 from cosmian_vm.agent import first_launch, main
 from cosmian_vm.agent.config import AgentConfig
 from cosmian_vm.agent.files import write_atomically
-from cosmian_vm.agent.first_launch import open_container
+from cosmian_vm.agent.first_launch import open_container, provision_tpm
 from cosmian_vm.agent.storage import Storage
 from cosmian_vm.attester.tpm import EsapiTpm
 from cosmian_vm.devkit.swtpm import Swtpm
@@ -115,6 +115,29 @@ def test_why_it_is_locked_is_what_orders_are_told(
     reason = open_container(encrypted, tpm, preinit=True)
     assert reason == str(problem).replace("\n", " ")
     assert Storage(encrypted, why=reason).locked() == reason
+
+
+def test_where_the_container_could_not_be_made_the_next_start_is_still_the_first(
+    encrypted: AgentConfig, tpm: EsapiTpm, disk: Disk, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk.problem = InputError("4 MB are free, 516 MB are needed")
+    provision_tpm(encrypted, tpm, open_container(encrypted, tpm, preinit=True))
+    assert not tpm.provisioned()
+    assert "the attestation key is made when the container is" in caplog.text.replace("TPM's ", "")
+    disk.problem = None
+    why = open_container(encrypted, tpm, preinit=True)
+    provision_tpm(encrypted, tpm, why)
+    assert (why, disk.made, tpm.provisioned()) == (None, 1, True)
+
+
+def test_where_a_container_is_locked_there_are_keys_all_the_same(
+    encrypted: AgentConfig, tpm: EsapiTpm, disk: Disk
+) -> None:
+    """Another TPM, say: what runs here can be verified, and is told from the machine of the snapshot."""
+    disk.there, disk.problem = True, AttesterError("the TPM has no record of this container")
+    provision_tpm(encrypted, tpm, open_container(encrypted, tpm, preinit=True))
+    assert tpm.provisioned()
+    assert disk.made == 0
 
 
 def test_without_a_tpm_nothing_opens_it(encrypted: AgentConfig, disk: Disk) -> None:

@@ -205,7 +205,7 @@ def test_a_locked_container_serves_under_a_throw_away_key(mounted: Mounted, encr
     TlsIdentity(files.certificate, files.key)
 
 
-def test_a_tpm_that_fails_is_logged_and_survived(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tpm_that_fails_is_logged_and_survived(config: AgentConfig, caplog: pytest.LogCaptureFixture) -> None:
     class Tpm:
         def __init__(self, problem: Exception | None) -> None:
             self.problem = problem
@@ -220,9 +220,9 @@ def test_a_tpm_that_fails_is_logged_and_survived(caplog: pytest.LogCaptureFixtur
             raise AssertionError(name)
 
     good, bad = Tpm(None), Tpm(AttesterError("the TPM is full"))
-    provision_tpm(good)
+    provision_tpm(config, good)
     assert good.calls == 1
     with caplog.at_level("ERROR"):
-        provision_tpm(bad)
+        provision_tpm(config, bad)
     assert "the TPM is full" in caplog.text
-    provision_tpm(None)
+    provision_tpm(config, None)

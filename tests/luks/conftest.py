@@ -78,12 +78,13 @@ class Played:
     def run(self, argv: Sequence[str], *, seconds: float, descriptors: Sequence[int] = ()) -> Completed:
         assert seconds > 0
         self.calls.append(list(argv))
+        self.descriptors = tuple(descriptors)
         program = Path(argv[0]).name
         name = f"{program} {argv[1]}" if program == "cryptsetup" else program
         answer = self.before(name)
         if answer is not None:
             return answer
-        secret = os.pread(descriptors[0], 4096, 0) if descriptors else b""
+        secret = os.pread(descriptors[0], 4096, 0)  # the last one is the lock's, an empty file
         self.secrets.append(secret)
         options = {one: argv[i + 1] for i, one in enumerate(argv[:-1]) if one.startswith("--")}
         play = getattr(self, f"_{name.replace(' ', '_').replace('-', '_').replace('.', '_')}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -203,6 +204,41 @@ def test_what_a_killed_cryptsetup_left_is_taken_away(bench: Bench) -> None:
     with pytest.raises(EndedBySignal):
         bench.container().create(SIZE)
     assert bench.left() == ["temporary-cryptsetup-0-of-somebody"]
+
+
+def test_what_a_cryptsetup_left_that_is_no_more_is_taken_away_before_the_next_container(bench: Bench) -> None:
+    mapper = bench.folder / "mapper"
+    gone = subprocess.Popen(["/bin/true"])
+    gone.wait()
+    for name in (f"temporary-cryptsetup-{gone.pid}_dif", f"temporary-cryptsetup-{gone.pid}"):
+        (mapper / name).touch()
+    (mapper / f"temporary-cryptsetup-{os.getpid()}").touch()  # of one that is at work
+    made(bench)
+    assert [name for name in bench.left() if "temporary" in name] == [f"temporary-cryptsetup-{os.getpid()}"]
+
+
+def test_a_program_whose_starter_was_killed_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each program has the lock's descriptor: whoever comes next waits until it has ended."""
+    bench.folder.joinpath("work").mkdir(exist_ok=True)
+    held: list[subprocess.Popen[bytes]] = []
+
+    def orphaned(_name: str) -> Completed | None:
+        if not held:
+            held.append(subprocess.Popen(["/bin/sleep", "60"], pass_fds=bench.played.descriptors[-1:]))
+            raise KeyboardInterrupt
+        return None
+
+    bench.played.before = orphaned
+    with pytest.raises(KeyboardInterrupt):
+        bench.container().create(SIZE)
+    monkeypatch.setattr("cosmian_vm.luks._lock._SECONDS", 0.3)
+    try:
+        with pytest.raises(AttesterError, match="another process is at work on the container"):
+            bench.container().create(SIZE)
+    finally:
+        held[0].kill()
+        held[0].wait()
+    made(bench)
 
 
 @pytest.mark.parametrize("where", ["write", "after"])

@@ -3,8 +3,8 @@
 The order, the same at every start:
 
 1. The encrypted container is opened, or made where there never was one; all that follows lives in it.
-2. The TPM's endorsement and attestation keys. After the container: a TPM without attestation key is what tells a new
-   machine from one whose container somebody has deleted.
+2. The TPM's endorsement and attestation keys. After the container, and not before there is one: a TPM without
+   attestation key is what tells a new machine from one whose container somebody has deleted.
 3. The certificate.
 
 A kill at any point leaves nothing half made: every file is written whole, the key before the certificate, and a key
@@ -24,7 +24,7 @@ from cosmian_vm.agent.log import LOGGER, describe
 from cosmian_vm.agent.storage import Storage
 from cosmian_vm.attester.platform import TpmDevice
 from cosmian_vm.certificates import generate_key, self_signed
-from cosmian_vm.errors import AttesterError, ConfigError, CosmianVmError, EndorsementError
+from cosmian_vm.errors import ConfigError, CosmianVmError, EndorsementError
 
 if TYPE_CHECKING:
     from cosmian_vm.luks.first import Machine
@@ -80,15 +80,32 @@ def open_container(
     return None
 
 
-def provision_tpm(tpm: TpmDevice | None) -> None:
-    """Make EK and AK where they are absent: step 2. A TPM that fails is logged: the agent serves what it can."""
+def provision_tpm(config: AgentConfig, tpm: TpmDevice | None, locked: str | None = None) -> None:
+    """Make EK and AK where they are absent: step 2. A TPM that fails is logged: the agent serves what it can.
+
+    ``locked``: what step 1 gave. Where the container could not be made, the keys are not made either: the next start is
+    then still the first.
+    """
     if tpm is None:
         LOGGER.info("no TPM: this machine can be verified only where that is expected (SGX, --without-tpm)")
         return
     try:
+        if locked is not None and not tpm.provisioned() and not _has_container(config):
+            LOGGER.error("the TPM's attestation key is made when the container is; until then verifications will fail")
+            return
         tpm.provision()
-    except AttesterError as exc:
+    except CosmianVmError as exc:
         LOGGER.error("the TPM's attestation key could not be made, verifications will fail: %s", describe(exc))
+
+
+def _has_container(config: AgentConfig) -> bool:
+    """Raises AttesterError, InputError."""
+    from cosmian_vm.luks import first
+    from cosmian_vm.luks.place import Place
+
+    if config.container is None or config.tpm_device is None:
+        return False
+    return first.is_there(Place.at(config.container, config.data), config.tpm_device)
 
 
 def prepare(config: AgentConfig, storage: Storage, *, preinit: bool, hostname: str, now: datetime) -> TlsFiles:

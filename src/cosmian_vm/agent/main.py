@@ -85,7 +85,7 @@ def _launch(config: AgentConfig, platform: Platform, *, preinit: bool) -> tuple[
     why = first_launch.open_container(config, platform.tpm, preinit=preinit)
     storage = Storage(config, why=why)
     if preinit:
-        first_launch.provision_tpm(platform.tpm)
+        first_launch.provision_tpm(config, platform.tpm, why)
     files = first_launch.prepare(config, storage, preinit=preinit, hostname=socket.gethostname(), now=datetime.now(UTC))
     return storage, files
 

@@ -188,7 +188,7 @@ class EsapiTpm:
         handle = _find(esys, self._ak_handle)
         if handle is None:
             raise NotAvailableError(
-                f"TPM: no attestation key at {self._ak_handle:#010x}; start the agent with COSMIAN_VM_PREINIT unset"
+                f"TPM: no attestation key at {self._ak_handle:#010x}; the agent's log says why it was not made"
             )
         public, _name, _qualified = esys.read_public(handle)
         raw = bytes(public.publicArea.marshal())

@@ -63,6 +63,8 @@ class Commands:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self.lock: int | None = None
+        """Descriptor of the lock that is held: each program holds it too, in case that we are killed before it ends."""
 
     def format(self, container: Path, header: Path, secret: bytes, *, size: int, generated: bool) -> None:
         """Make a LUKS2 header for a file of ``size`` bytes, and write the tag of every sector.
@@ -140,6 +142,11 @@ class Commands:
             return {path.name for path in self._machine.mapper.iterdir() if path.name.startswith(_TEMPORARY)}
         return set()
 
+    def left_behind(self) -> set[str]:
+        """Those of ``temporary_mappings`` whose cryptsetup is no more: their names end with its process's number."""
+        numbered = {name: name.removeprefix(_TEMPORARY).partition("_")[0] for name in self.temporary_mappings()}
+        return {name for name, pid in numbered.items() if pid.isdecimal() and not Path("/proc", pid).exists()}
+
     def drop(self, name: str) -> None:
         """Take a mapping away that cryptsetup does not know how to close: one of its temporary ones."""
         self._run("dmsetup", "remove", "--retry", name)
@@ -167,7 +174,8 @@ class Commands:
         self, program: str, *arguments: str, seconds: float = _SECONDS, descriptors: Sequence[int] = ()
     ) -> Completed:
         argv = [self._machine.find(program), *arguments]
-        return self._machine.run(argv, seconds=seconds, descriptors=descriptors)
+        held = () if self.lock is None else (self.lock,)
+        return self._machine.run(argv, seconds=seconds, descriptors=(*descriptors, *held))
 
     @staticmethod
     def _failed(program: str, action: str, done: Completed) -> AttesterError:

@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""One process at a time, and whatever it has started."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ _SECONDS = 120.0
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock that the file ``path`` stands for. Raises AttesterError when it is not free after two minutes."""
+def locked(path: Path) -> Iterator[int]:
+    """Hold the lock that the file ``path`` stands for; gives its descriptor.
+
+    A child that has the descriptor too holds the lock as well: where its parent is killed, the next one waits until the
+    child has ended (flock(2)). Raises AttesterError when it is not free after two minutes.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         until = time.monotonic() + _SECONDS
@@ -30,6 +34,6 @@ def locked(path: Path) -> Iterator[None]:
                 if time.monotonic() > until:
                     raise AttesterError(f"{path}: another process is at work on the container") from exc
                 time.sleep(0.2)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)

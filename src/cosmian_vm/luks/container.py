@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -78,9 +78,10 @@ class Container:
         place = self._place
         generated = password is None
         secret = secrets.token_urlsafe(32).encode() if password is None else check_password(password).encode()
-        with working_folder(self._machine.work, self._machine.mountinfo) as work, undoing() as undo:
+        with self._working() as work, undoing() as undo:
             self._refuse_existing()
             self._refuse_unmeasured()
+            self._drop(self._commands.left_behind())
             for path in (place.next_header, place.unfinished):
                 path.unlink(missing_ok=True)  # of a power cut: no record in the TPM, so it never existed
                 undo.add(path.unlink, missing_ok=True)
@@ -103,7 +104,7 @@ class Container:
         Raises AttesterError saying why it stays locked; InputError where there is none.
         """
         place = self._place
-        with working_folder(self._machine.work, self._machine.mountinfo) as work:
+        with self._working() as work:
             if self._is_open():
                 return
             trusted = known_header(place, self._records)
@@ -126,7 +127,7 @@ class Container:
     def close(self) -> None:
         """Unmount and close it. Nothing happens where it is closed. Raises AttesterError, also while it is in use."""
         place = self._place
-        with working_folder(self._machine.work, self._machine.mountinfo):
+        with self._working():
             self._close()
             if (self._machine.mapper / place.name).exists():
                 raise AttesterError(f"{self._machine.mapper / place.name}: is still there; what uses it?")
@@ -138,7 +139,7 @@ class Container:
         had, AttesterError; on any of them the container is as before.
         """
         place = self._place
-        with working_folder(self._machine.work, self._machine.mountinfo) as work:
+        with self._working() as work:
             trusted = known_header(place, self._records)
             raw = read_header(place.header) if trusted is None else trusted.raw
             if raw is None or not is_file(place.location):
@@ -166,7 +167,7 @@ class Container:
     def remove(self) -> None:
         """Give it up: close it, delete its files and the TPM's record. Raises AttesterError, InputError."""
         place = self._place
-        with working_folder(self._machine.work, self._machine.mountinfo):
+        with self._working():
             if not self.exists():
                 raise InputError(f"{place.location}: there is no container")
             self._close()
@@ -180,7 +181,7 @@ class Container:
     def status(self) -> Status:
         """How it is; nothing is opened."""
         place = self._place
-        with working_folder(self._machine.work, self._machine.mountinfo):
+        with self._working():
             try:
                 is_open = self._is_open()
                 trusted = known_header(place, self._records)
@@ -272,10 +273,21 @@ class Container:
         self._commands.close(self._place.name)
 
     def _close_temporary(self, before: set[str]) -> None:
-        # NAME lies upon NAME_dif, so it goes first
-        for name in sorted(self._commands.temporary_mappings() - before):
+        self._drop(self._commands.temporary_mappings() - before)
+
+    def _drop(self, names: set[str]) -> None:
+        for name in sorted(names):  # NAME lies upon NAME_dif, so it goes first
             with suppress(AttesterError):
                 self._commands.drop(name)
+
+    @contextmanager
+    def _working(self) -> Iterator[Path]:
+        """``working_folder``; the programs that are started meanwhile hold its lock too."""
+        with working_folder(self._machine.work, self._machine.mountinfo) as (folder, self._commands.lock):
+            try:
+                yield folder
+            finally:
+                self._commands.lock = None
 
     def _own_password(self) -> bytes:
         if self._is_open():

@@ -11,7 +11,7 @@ from cosmian_vm.luks.pcrs import DEFAULT_PCRS
 from cosmian_vm.luks.place import Place
 from cosmian_vm.luks.sizes import FIRST_SIZE
 
-__all__ = ["Machine", "look", "provide"]
+__all__ = ["Machine", "is_there", "look", "provide"]
 
 
 def provide(
@@ -41,6 +41,11 @@ def provide(
         )
     container.create(size)
     return True
+
+
+def is_there(place: Place, tpm: str) -> bool:
+    """Whether there is a container, or was one: a file, a header, or a record in the TPM. Raises AttesterError."""
+    return Container(place, tpm).exists()
 
 
 def look(place: Place, tpm: str, *, pcrs: Sequence[int] = DEFAULT_PCRS, machine: Machine | None = None) -> str | None:

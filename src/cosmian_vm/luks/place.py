@@ -137,8 +137,9 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def working_folder(work: Path, mountinfo: Path) -> Iterator[Path]:
-    """``work``, a folder in memory that is ours alone while the block runs: one container's affairs at a time.
+def working_folder(work: Path, mountinfo: Path) -> Iterator[tuple[Path, int]]:
+    """A folder in memory that is ours alone while the block runs, one container's affairs at a time; and the descriptor
+    of the lock that says so, which programs that are started have to have too.
 
     It is empty at the beginning and at the end. Raises AttesterError where it is on a disk, which somebody else may
     read and write, or where another process does not give it up within two minutes.
@@ -151,12 +152,12 @@ def working_folder(work: Path, mountinfo: Path) -> Iterator[Path]:
         mount = mounted_over(work, mountinfo)
         if mount is None or mount.kind not in ("tmpfs", "ramfs"):
             raise AttesterError(f"{work}: is not in memory (a tmpfs); a header is opened from nowhere else")
-        with locked(work / "lock"):
+        with locked(work / "lock") as lock:
             folder = work / "header"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
             try:
-                yield folder
+                yield folder, lock
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     except OSError as exc:
