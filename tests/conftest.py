@@ -44,6 +44,11 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", connect)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first: the booted machines, while there is a second process for all the rest."""
+    items.sort(key=lambda item: item.get_closest_marker("vm") is None)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     from hypothesis import HealthCheck, settings
 
@@ -56,9 +61,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Where CI is set, a skipped test that needs swtpm, the real evidence or the tools of the image is a failure."""
+    """Where CI is set, a skip for want of swtpm, real evidence, the tools of the image or QEMU is a failure."""
     if os.environ.get("CI") and call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception):
-        needed = [mark for mark in ("swtpm", "evidence", "image") if item.get_closest_marker(mark)]
+        needed = [mark for mark in ("swtpm", "evidence", "image", "vm") if item.get_closest_marker(mark)]
         if needed:
             call.excinfo = pytest.ExceptionInfo.from_exception(
                 AssertionError(f"skipped in CI, where {' and '.join(needed)} must be there: {call.excinfo.value}")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from .machine import ROOT, build, skip_without_tools
+from .machine import ROOT, build_once, skip_without_tools
 
 
 @pytest.fixture(scope="session")
-def image() -> Path:
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The image of this tree; with warm caches it takes half a minute."""
     skip_without_tools()
-    return build(ROOT / "image" / "build", "--simulated-tee")
+    return build_once(tmp_path_factory, ROOT / "image" / "build", "--simulated-tee")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,20 @@ def build(*command: str | Path) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip().splitlines()[-1])
+
+
+def build_once(tmp_path_factory: pytest.TempPathFactory, *command: str | Path) -> Path:
+    """As ``build``, once for all processes of this test run; the others wait."""
+    name = sha256("\0".join(map(str, command)).encode()).hexdigest()[:16]
+    folder = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        folder = folder.parent  # what the processes have in common
+    told = folder / f"built-{name}"
+    with (folder / f"building-{name}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not told.exists():
+            told.write_text(str(build(*command)))
+        return Path(told.read_text())
 
 
 class Machine:
