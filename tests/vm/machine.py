@@ -70,7 +70,7 @@ class Machine:
     def root(self, script: str, *, check: bool = True, stdin: bytes = b"") -> str:
         """What a shell script prints that root runs in the VM; with ``check`` False also what it complains of."""
         done = subprocess.run(
-            [*self.vm.ssh(SSH_KEY), script],
+            [*self.vm.ssh(SSH_KEY, kept=True), script],
             input=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if check else subprocess.STDOUT,

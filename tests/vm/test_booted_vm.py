@@ -1,4 +1,4 @@
-"""What only a real kernel can show: the image is built and booted, and then verified by the command line.
+"""What only a real kernel can show: the image is built, booted (SELinux enforcing), and verified by the command line.
 
 Firmware, kernel, IMA list and TPM commands are real ones, under emulation; the TEE is simulated. The tests are in
 order: they share one machine, and what has run in it stays in its list until it is rebooted.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -24,6 +25,7 @@ from .machine import Machine, failed, unexpected_files
 pytestmark = pytest.mark.vm
 
 EXPECTED_WARNINGS = {"tpm.ak", "tls.certificate", "vm.owner"}  # the host's TPM, self-signed, nobody owns it
+OURS = re.compile(r"[st]context=\S+:(cosmian_vm_\w+|lvm_t|fsadm_t|mount_t):")
 SECRET = b"correct-horse-battery-staple-" + os.urandom(12).hex().encode()
 
 _APPLICATION = """\
@@ -167,6 +169,57 @@ def test_app_init_writes_into_the_container_and_starts_the_application(machine: 
     assert machine.root(f"grep -rlF {SECRET.decode()} /var/log /var/tmp /etc /root || true") == ""
 
 
+def test_each_process_is_in_its_domain(machine: Machine) -> None:
+    running = {
+        user: context.split(":")[2]
+        for user, context, *_ in map(str.split, machine.root("ps -eo user:32,context:64,args").splitlines())
+        if "cosmian_vm_" in context
+    }
+    assert running == {"root": "cosmian_vm_agent_t", "cosmian_vm_agent": "cosmian_vm_front_t"}
+    labels = machine.root(
+        "stat -c '%n %C' /var/lib/cosmian_vm/container /var/lib/cosmian_vm/data/* /run/cosmian_vm_agent"
+    )
+    assert set(re.findall(r" \S+:(\w+_t):", labels)) == {
+        *("cosmian_vm_container_t", "cosmian_vm_data_t", "cosmian_vm_runtime_t", "unlabeled_t")
+    }
+    assert re.search(r"lost\+found \S+:unlabeled_t:", labels)
+    assert labels.count("unlabeled_t") == 1
+
+
+_ATTEMPTS = """\
+import socket
+for attempt in (
+    lambda: open("/etc/shadow", "rb").read(),  # it is hashed for the snapshot
+    lambda: open("/etc/shadow", "ab"),
+    lambda: open("/etc/cosmian_vm/agent.toml", "ab"),
+    lambda: open("/dev/nvme0n1", "rb"),
+    lambda: open("/usr/local/bin/new", "wb"),
+    lambda: open("/proc/sys/kernel/core_pattern", "wb"),
+    lambda: socket.create_connection(("127.0.0.1", 22)),
+):
+    try:
+        attempt()
+        print("done")
+    except PermissionError:
+        print("denied")
+"""
+
+
+def test_what_the_agent_has_no_business_with_is_denied(machine: Machine) -> None:
+    """As root, with every capability: outside of the agent's domain, which the script's label gives, all is done."""
+    machine.root("cat >/var/tmp/try && chmod 755 /var/tmp/try", stdin=f"#!/usr/bin/python3 -IBS\n{_ATTEMPTS}".encode())
+    assert machine.root("/var/tmp/try").split() == ["done"] * 7
+    assert machine.root("chcon -t cosmian_vm_agent_exec_t /var/tmp/try && /var/tmp/try").split() == [
+        *("done", "denied", "denied", "denied", "denied", "denied", "denied")
+    ]
+
+
+def test_enforcing_cannot_be_turned_off(machine: Machine) -> None:
+    for command in ("setenforce 0", "setsebool secure_mode_policyload 0", "load_policy"):
+        assert "Permission denied" in machine.root(f"{command} 2>&1", check=False), command
+    assert machine.root("getenforce").strip() == "Enforcing"
+
+
 def test_restarted_under_load_the_agent_answers_rightly_or_not_at_all(machine: Machine) -> None:
     told: list[tuple[int, str]] = []
     done = threading.Event()
@@ -219,6 +272,19 @@ def test_the_agents_own_python_is_measured(machine: Machine) -> None:
         assert f" {path} " in listed or f" {path}\n" in listed, path
 
 
+def denied(machine: Machine) -> list[str]:
+    return [line for line in machine.root("dmesg").splitlines() if "avc:" in line and OURS.search(line)]
+
+
+def test_nothing_was_denied_to_the_agent(machine: Machine) -> None:
+    """First launch, evidence, snapshot, app init, restarts; and the container by hand."""
+    assert machine.root("getenforce").strip() == "Enforcing"
+    machine.root("set -e; supervisorctl stop all; cosmian_fstool close; cosmian_fstool open; cosmian_fstool reseal")
+    machine.root("supervisorctl start all")
+    machine.vm.wait()
+    assert denied(machine) == []
+
+
 def test_a_new_program_is_named(machine: Machine) -> None:
     machine.root("cp /bin/ls /usr/local/bin/miner && echo >>/usr/local/bin/miner && miner /")
     status, checks = machine.verify()
@@ -247,7 +313,8 @@ def test_a_changed_script_of_the_measured_group_is_named(machine: Machine) -> No
 
 
 def test_a_foreign_module_is_named(machine: Machine) -> None:
-    machine.root("cp /lib/modules/*/kernel/drivers/net/dummy.ko /var/tmp/foreign.ko && insmod /var/tmp/foreign.ko")
+    machine.root("cp /lib/modules/*/kernel/drivers/net/dummy.ko /var/tmp/foreign.ko")
+    machine.root("chcon -t modules_object_t /var/tmp/foreign.ko && insmod /var/tmp/foreign.ko")
     assert "/var/tmp/foreign.ko sha256:" in unexpected_files(machine.verify()[1])
 
 
@@ -256,7 +323,7 @@ PASSWORD = b"a password of my own\n"
 
 
 def test_a_second_container_with_a_password_of_ones_own(machine: Machine) -> None:
-    machine.root("mkdir -p /root/second")
+    machine.root("mkdir -p /root/second && chcon -t cosmian_vm_var_lib_t /root/second")
     machine.root(f"{BOX} --size 40MB --password -", stdin=PASSWORD)
     machine.root("echo kept >/root/second/data/file; sync")
     machine.root(f"{BOX} close")
@@ -360,6 +427,7 @@ def test_a_warm_reboot_is_named_and_can_be_accepted(machine: Machine) -> None:
     # Nothing that the first boot left behind:
     assert machine.verify_against("--reference", machine.reference, "--whitelist", machine.whitelist)[0] == 0
     the_container_is_open_and_the_application_runs(machine)
+    assert denied(machine) == []
 
 
 def the_container_is_open_and_the_application_runs(machine: Machine) -> None:
@@ -444,5 +512,4 @@ def test_a_first_launch_killed_at_any_moment_is_finished_at_the_next_start(machi
     machine.vm.wait()
     assert "open, mounted at" in machine.root("cosmian_fstool status")
     assert machine.root("ls -A /var/lib/cosmian_vm") == "container\ncontainer.header\ndata\ntmp\n"
-    machine.snapshot()
-    assert machine.verify()[0] == 0
+    assert machine.verify_against("--reference", machine.reference, "--whitelist", machine.whitelist)[0] == 0

@@ -43,7 +43,7 @@ _PROGRAMS = {
 _FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 _VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 _AGENT_PORT, _SSH_PORT = 5355, 22
-_BOOT_SECONDS = 240.0
+_BOOT_SECONDS = 400.0
 _POWER_OFF_SECONDS = 60.0
 _QMP_SECONDS = 10.0
 _PROBE_SECONDS = 5
@@ -125,11 +125,18 @@ class QemuVm:
         """Where its agent answers."""
         return f"https://127.0.0.1:{self._state().agent_port}"
 
-    def ssh(self, key: Path) -> list[str]:
-        """The command that logs in as root."""
-        options = ("BatchMode=yes", "LogLevel=ERROR", "StrictHostKeyChecking=accept-new", "ConnectTimeout=20")
-        command = ["ssh", "-i", str(key), "-p", str(self._state().ssh_port)]
-        for option in (*options, "IdentitiesOnly=yes", f"UserKnownHostsFile={self.folder / 'known_hosts'}"):
+    def ssh(self, key: Path, *, kept: bool = False) -> list[str]:
+        """The command that logs in as root. ``kept``: many commands share one login, which under emulation takes a
+        second or more.
+        """
+        state = self._state()
+        options = ["BatchMode=yes", "LogLevel=ERROR", "StrictHostKeyChecking=accept-new", "ConnectTimeout=20"]
+        options += ["IdentitiesOnly=yes", f"UserKnownHostsFile={self.folder / 'known_hosts'}"]
+        if kept and state.sockets:
+            options += ["ControlMaster=auto", "ControlPersist=60", f"ControlPath={state.sockets}/ssh"]
+            options += ["ServerAliveInterval=5", "ServerAliveCountMax=6"]
+        command = ["ssh", "-i", str(key), "-p", str(state.ssh_port)]
+        for option in options:
             command += ["-o", option]
         return [*command, "root@127.0.0.1"]
 
