@@ -186,40 +186,6 @@ def test_each_process_is_in_its_domain(machine: Machine) -> None:
     assert labels.count("unlabeled_t") == 1
 
 
-_ATTEMPTS = """\
-import socket
-for attempt in (
-    lambda: open("/etc/shadow", "rb").read(),  # it is hashed for the snapshot
-    lambda: open("/etc/shadow", "ab"),
-    lambda: open("/etc/cosmian_vm/agent.toml", "ab"),
-    lambda: open("/dev/nvme0n1", "rb"),
-    lambda: open("/usr/local/bin/new", "wb"),
-    lambda: open("/proc/sys/kernel/core_pattern", "wb"),
-    lambda: socket.create_connection(("127.0.0.1", 22)),
-):
-    try:
-        attempt()
-        print("done")
-    except PermissionError:
-        print("denied")
-"""
-
-
-def test_what_the_agent_has_no_business_with_is_denied(machine: Machine) -> None:
-    """As root, with every capability: outside of the agent's domain, which the script's label gives, all is done."""
-    machine.root("cat >/var/tmp/try && chmod 755 /var/tmp/try", stdin=f"#!/usr/bin/python3 -IBS\n{_ATTEMPTS}".encode())
-    assert machine.root("/var/tmp/try").split() == ["done"] * 7
-    assert machine.root("chcon -t cosmian_vm_agent_exec_t /var/tmp/try && /var/tmp/try").split() == [
-        *("done", "denied", "denied", "denied", "denied", "denied", "denied")
-    ]
-
-
-def test_enforcing_cannot_be_turned_off(machine: Machine) -> None:
-    for command in ("setenforce 0", "setsebool secure_mode_policyload 0", "load_policy"):
-        assert "Permission denied" in machine.root(f"{command} 2>&1", check=False), command
-    assert machine.root("getenforce").strip() == "Enforcing"
-
-
 def test_restarted_under_load_the_agent_answers_rightly_or_not_at_all(machine: Machine) -> None:
     told: list[tuple[int, str]] = []
     done = threading.Event()
@@ -316,6 +282,40 @@ def test_a_foreign_module_is_named(machine: Machine) -> None:
     machine.root("cp /lib/modules/*/kernel/drivers/net/dummy.ko /var/tmp/foreign.ko")
     machine.root("chcon -t modules_object_t /var/tmp/foreign.ko && insmod /var/tmp/foreign.ko")
     assert "/var/tmp/foreign.ko sha256:" in unexpected_files(machine.verify()[1])
+
+
+_ATTEMPTS = """\
+import socket
+for attempt in (
+    lambda: open("/etc/shadow", "rb").read(),  # it is hashed for the snapshot
+    lambda: open("/etc/shadow", "ab"),
+    lambda: open("/etc/cosmian_vm/agent.toml", "ab"),
+    lambda: open("/dev/nvme0n1", "rb"),
+    lambda: open("/usr/local/bin/new", "wb"),
+    lambda: open("/proc/sys/kernel/core_pattern", "wb"),
+    lambda: socket.create_connection(("127.0.0.1", 22)),
+):
+    try:
+        attempt()
+        print("done")
+    except PermissionError:
+        print("denied")
+"""
+
+
+def test_what_the_agent_has_no_business_with_is_denied(machine: Machine) -> None:
+    """As root, with every capability: outside of the agent's domain, which the script's label gives, all is done."""
+    machine.root("cat >/var/tmp/try && chmod 755 /var/tmp/try", stdin=f"#!/usr/bin/python3 -IBS\n{_ATTEMPTS}".encode())
+    assert machine.root("/var/tmp/try").split() == ["done"] * 7
+    assert machine.root("chcon -t cosmian_vm_agent_exec_t /var/tmp/try && /var/tmp/try").split() == [
+        *("done", "denied", "denied", "denied", "denied", "denied", "denied")
+    ]
+
+
+def test_enforcing_cannot_be_turned_off(machine: Machine) -> None:
+    for command in ("setenforce 0", "setsebool secure_mode_policyload 0", "load_policy"):
+        assert "Permission denied" in machine.root(f"{command} 2>&1", check=False), command
+    assert machine.root("getenforce").strip() == "Enforcing"
 
 
 BOX = "cosmian_fstool --location /root/second/box --mount /root/second/data"
