@@ -372,8 +372,21 @@ def test_the_policy_of_the_image_must_have_been_loaded(machine: Machine, alone: 
     assert replace(agreed, build=None).failed() == set()
 
 
-def test_an_unknown_policy_is_a_warning(alone: Judge) -> None:
-    assert changed(alone, ima_policy=None).check("ima.policy").status is Status.WARNING
+@pytest.mark.parametrize("policy", [None, ()])
+def test_without_a_policy_the_reference_values_prove_nothing_alone(
+    alone: Judge, beside: Judge, policy: tuple[()] | None
+) -> None:
+    """A machine that measures nothing has a list of boot_aggregate alone, and would pass."""
+    assert changed(alone, ima_policy=policy).failed() == {"ima.policy"}
+    assert changed(beside, ima_policy=policy).failed() == set()
+
+
+def test_without_a_prediction_for_the_kernel_the_reference_values_prove_nothing_alone(
+    alone: Judge, beside: Judge
+) -> None:
+    """PCR 13 is zero nearly everywhere."""
+    assert changed(alone, pcrs={"13": "00" * 32}).failed() == {"tpm.boot_pcrs"}
+    assert changed(beside, pcrs={"13": "00" * 32}).failed() == set()
 
 
 def test_violations_of_files_of_the_image_fail(machine: Machine, alone: Judge, beside: Judge) -> None:

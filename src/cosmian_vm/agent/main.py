@@ -179,7 +179,7 @@ def _arguments() -> argparse.Namespace:
 
 def _launch_only(config: AgentConfig, platform: Platform) -> int:
     storage, _files = _launch(config, platform, preinit=True)
-    return 0 if storage.locked() is None else 1
+    return 0 if storage.why is None and storage.locked() is None else 1
 
 
 def _set_limits() -> None:

@@ -33,7 +33,7 @@ class Storage:
         block_devices: Path = Path("/sys/dev/block"),
     ) -> None:
         self._config = config
-        self._why = why
+        self.why = why
         self._mountinfo = mountinfo
         self._block_devices = block_devices
 
@@ -47,7 +47,7 @@ class Storage:
         data = os.path.realpath(self._config.data)
         device = self._device_mounted_at(data)
         if device is None:
-            return self._why or (
+            return self.why or (
                 f"no encrypted container is mounted at {data} (a machine that is to have none says "
                 'container = "none" in its agent.toml)'
             )

@@ -14,7 +14,7 @@ import msgspec
 
 from cosmian_vm.cli._common import working
 from cosmian_vm.client import AgentClient, application_peer
-from cosmian_vm.errors import RefusedError
+from cosmian_vm.errors import RefusedError, TransportError
 from cosmian_vm.evidence.binding import NONCE_SIZE
 from cosmian_vm.evidence.bundle import Evidence
 
@@ -113,6 +113,14 @@ def _load_verifier() -> None:
     Thread(target=load, daemon=True).start()
 
 
+def _speaks_version_2(client: AgentClient) -> bool:
+    """It says so: then it had a reason to decline, and is not an old one."""
+    try:
+        return 2 in client.version().api_versions
+    except (RefusedError, TransportError):
+        return False
+
+
 def _evidence(client: AgentClient, nonce: bytes, policy: Policy) -> Evidence:
     """Version 2's evidence; version 1's if the user asked for it, or if the agent has nothing else to offer: the
     appraisal then says why that is not enough.
@@ -123,6 +131,8 @@ def _evidence(client: AgentClient, nonce: bytes, policy: Policy) -> Evidence:
         return client.evidence(nonce)
     except RefusedError as exc:
         if exc.status != _NOT_FOUND:
+            raise
+        if _speaks_version_2(client):
             raise
         refused = exc
     evidence = client.evidence_v1(nonce)

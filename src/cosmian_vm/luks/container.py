@@ -213,12 +213,12 @@ class Container:
                 f"{place.location}: the TPM knows of a container here; `cosmian_fstool open` opens it, "
                 "`cosmian_fstool remove` forgets it"
             )
+        self._close()  # of a kill between the first mount and the record: it never existed
         mount = mounted_at(place.mount, self._machine.mountinfo)
         if mount is not None:
             raise InputError(f"{place.mount}: {mount.source} is mounted there; unmount it first")
         if place.mount.is_dir() and any(place.mount.iterdir()):
             raise InputError(f"{place.mount}: is not empty, and the container would hide what is there; move it away")
-        self._commands.close(place.name)  # of a crash
 
     def _refuse_unmeasured(self) -> None:
         values = self._records.pcr_values(self._pcrs)

@@ -206,6 +206,9 @@ def check_policy(listed: Listed, known: KnownFiles, *, continued: bool) -> Check
         for reference, whose in ((known.reference, "snapshot"), (known.build, "image's reference values"))
         if reference is not None
     ]
+    if known.reference is None and known.build is not None and not known.build.ima_policy:
+        line = "The image's reference values have no IMA policy, so a machine that measures nothing would pass"
+        return fail("ima.policy", f"{line}: verify with a snapshot")
     if not found:
         return skip("ima.policy", "There is no snapshot that says which IMA policy is expected")
     return found[0] if len(found) == 1 else both(*found)

@@ -1,8 +1,9 @@
 """What an image's reference values add to an appraisal, and what they leave open where there is no snapshot. Pure.
 
 They say what was built, so they pin software: files, the predicted PCRs, a launch measurement. They cannot say which
-machine it is, whose, or whether it was rebooted: with them alone any machine that booted the image passes, and every
-check that would tell machines apart is a warning that says so. Nothing of it is passed over in silence.
+machine it is, whose, or whether it was rebooted: every check that would tell machines apart is a warning that says so.
+With them alone the TPM is anybody's, and so is its word on what was booted and run: they help against mistakes, and
+against attackers only together with a snapshot, or with a certificate of the name that nobody else can have.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["check_launch", "with_launch", "with_unpinned"]
 _REMEDY = "a snapshot pins it"
 _UNPINNED = {
     "tee.instance": "Any machine that booted this image passes: which one it is, is not pinned",
-    "tpm.ak": "which TPM it is, is not pinned",
+    "tpm.ak": "which TPM it is, is not pinned: whoever has any genuine machine can quote with a key of their own",
     "tpm.clock": "reboots are not seen, the reference values have no counters",
     "vm.owner": "who should own it, is not pinned (--owner)",
 }
