@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -183,6 +184,18 @@ def test_old_agent_is_a_downgrade(verify: Run, agent: Any, machine: Machine) -> 
     assert ran.status == 1
     assert "tee.report_data" in ran.lines[-1]
     assert "--api 1" in ran.out
+
+
+def test_a_device_that_fails_is_no_old_agent(verify: Run, agent: Any, machine: Machine) -> None:
+    """Its TPM does not answer: that is what is said, and not that --api 1 would help."""
+    agent.route("POST", wire.EVIDENCE, 404, b"TPM device:/dev/tpmrm0: cannot be opened: IO failure")
+    told = wire.VersionAnswer(agent_version="2.0.0", api_versions=[1, 2], tee_kind="snp", tpm=True, ima=True)
+    agent.route("GET", wire.VERSION, 200, msgspec.json.encode(told))
+    agent.route("GET", wire.QUOTE_TEE, 200, json.dumps(list(machine.evidence(bytes(32), api=1).tee or b"")).encode())
+    ran = verify()
+    assert ran.status == 3
+    assert "cannot be opened: IO failure" in ran.err
+    assert "version 1" not in ran.out + ran.err
 
 
 def test_something_else_answers(verify: Run, agent: Any) -> None:

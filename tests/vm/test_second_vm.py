@@ -150,7 +150,7 @@ def test_a_changed_command_line_is_named_by_grubs_event(machine: Machine) -> Non
     machine.vm.wait_gone()
     machine.vm.wait()
     status, checks = machine.verify()
-    assert (status, failed(checks)) == (1, {"tpm.clock", "tpm.boot_pcrs"})
+    assert (status, failed(checks)) == (1, {"tpm.clock", "tpm.boot_pcrs"}), checks["ima.files"]
     assert "rebooted 1 time" in checks["tpm.clock"]["line"]
     line, details = checks["tpm.boot_pcrs"]["line"], "\n".join(checks["tpm.boot_pcrs"]["details"])
     assert "PCR 8 (boot loader commands); PCR 9 (files read by the boot loader" in line
