@@ -217,6 +217,19 @@ def test_what_a_cryptsetup_left_that_is_no_more_is_taken_away_before_the_next_co
     assert [name for name in bench.left() if "temporary" in name] == [f"temporary-cryptsetup-{os.getpid()}"]
 
 
+def test_killed_between_the_first_mount_and_the_record(bench: Bench) -> None:
+    """Mounted, and yet it never existed: the next one is made all the same, in the same boot."""
+    bench.container().create(SIZE)
+    bench.records.remove(bench.place.digest)
+    bench.place.location.rename(bench.place.unfinished)
+    bench.place.header.rename(bench.place.next_header)
+    first = bench.place.password.read_bytes()
+    bench.container().create(SIZE)
+    assert bench.container().status().open
+    assert bench.place.password.read_bytes() != first
+    assert not bench.place.unfinished.exists()
+
+
 def test_a_program_whose_starter_was_killed_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each program has the lock's descriptor: whoever comes next waits until it has ended."""
     bench.folder.joinpath("work").mkdir(exist_ok=True)
