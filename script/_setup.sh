@@ -26,7 +26,7 @@ install_debian() {
     local log
     log=$(mktemp)
     if ! { "${sudo[@]}" apt-get -q update && "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get -q install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+        apt-get -q -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
         tail -n 15 "$log" >&2
         rm -f "$log"
         die "script: apt-get could not install ${missing[*]}"
