@@ -16,6 +16,7 @@ from msgspec import Meta
 from cosmian_vm.errors import EvidenceFormatError
 
 __all__ = [
+    "ACTIVATE",
     "API_VERSIONS",
     "APP_INIT",
     "APP_RESTART",
@@ -31,11 +32,16 @@ __all__ = [
     "SNAPSHOT_V1",
     "SNAPSHOT_V2",
     "VERSION",
+    "ActivateAnswer",
+    "ActivateRequest",
     "AppConfiguration",
+    "EkAnswer",
     "EvidenceAnswer",
     "EvidenceRequest",
+    "PlatformAkAnswer",
     "SavedEvidence",
     "SnapshotProgress",
+    "SvsmAnswer",
     "TpmAnswer",
     "TpmQuoteV1",
     "VersionAnswer",
@@ -56,6 +62,7 @@ APP_RESTART = "/app/restart"
 # Version 2
 VERSION = "/version"
 EVIDENCE = "/v2/evidence"
+ACTIVATE = "/v2/activate"
 SNAPSHOT_V2 = "/v2/snapshot"
 OPENAPI = "/openapi.json"
 HEALTH = "/health"
@@ -71,6 +78,7 @@ MAX_APP_CONFIGURATION = 16 * 1024 * 1024
 # the wire unfold into as many list items as memory has room for.
 _Blob = Annotated[bytes, Meta(max_length=1 << 20)]
 _Endorsements = Annotated[list[_Blob], Meta(max_length=64)]
+_Certificates = Annotated[list[_Blob], Meta(max_length=8)]
 _Pcrs = Annotated[list[Annotated[bytes, Meta(max_length=64)]], Meta(max_length=24)]
 _Owners = Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=64)]
 _BootLog = Annotated[bytes, Meta(max_length=64 << 20)]
@@ -83,6 +91,44 @@ class EvidenceRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
     ima_from: int = 0
 
 
+class PlatformAkAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """``evidence.bundle.PlatformAk``."""
+
+    public: _Blob
+    attest: _Blob
+    signature: _Blob
+    certificates: _Certificates = []
+
+
+class EkAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """``evidence.bundle.EndorsementKey``."""
+
+    public: _Blob
+    certificates: _Certificates = []
+
+
+class SvsmAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """``evidence.bundle.SvsmReport``."""
+
+    report: _Blob
+    manifest: _Blob
+
+
+class ActivateRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """``POST /v2/activate``: TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET of TPM2_MakeCredential, made for the EK and the
+    AK of the evidence, each with its length in front (Part 2, 12.4.3 and 11.4.33).
+    """
+
+    credential_blob: Annotated[bytes, Meta(max_length=256)]
+    secret: Annotated[bytes, Meta(max_length=1024)]
+
+
+class ActivateAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The credential, at most 64 bytes, that TPM2_ActivateCredential gave."""
+
+    credential: Annotated[bytes, Meta(max_length=64)]
+
+
 class TpmAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """TPMS_ATTEST, TPMT_SIGNATURE, TPMT_PUBLIC; ``pcrs``: values of PCR 0 to 15, sha256, in order."""
 
@@ -91,6 +137,8 @@ class TpmAnswer(msgspec.Struct, frozen=True, kw_only=True):
     ak_public: _Blob
     pcrs: _Pcrs
     ak_certificate: _Blob | None = None
+    platform_ak: PlatformAkAnswer | None = None
+    ek: EkAnswer | None = None
 
 
 class EvidenceAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +155,9 @@ class EvidenceAnswer(msgspec.Struct, frozen=True, kw_only=True):
     ima_from: int
     owners: _Owners
     cloud: str | None
+    hcl_report: _Blob | None = None
+    cc_event_log: _BootLog | None = None
+    svsm: SvsmAnswer | None = None
 
 
 class SavedEvidence(EvidenceAnswer, frozen=True, kw_only=True):

@@ -9,10 +9,13 @@ from cosmian_vm.attester.platform import Platform, TeeDevice, TeeQuote, TpmDevic
 from cosmian_vm.certificates import spki_sha256
 from cosmian_vm.errors import AttesterError, EvidenceFormatError, NotAvailableError
 from cosmian_vm.evidence import binding, ima, snp
-from cosmian_vm.evidence.bundle import V2_PCRS, TeeKind
+from cosmian_vm.evidence.bundle import V2_PCRS, EndorsementKey, PlatformAk, TeeKind
 from cosmian_vm.evidence.tpm import Alg, parse_signature, serialise_signature
 from cosmian_vm.wire import (
+    EkAnswer,
     EvidenceAnswer,
+    PlatformAkAnswer,
+    SvsmAnswer,
     TpmAnswer,
     TpmQuoteV1,
     VersionAnswer,
@@ -79,7 +82,16 @@ class Devices:
             ima_from=ima_from,
             owners=list(self._owners),
             cloud=self._platform.cloud,
+            hcl_report=None if report is None else report.hcl_report,
+            cc_event_log=logs.cc_event_log(),
+            svsm=_svsm(report),
         )
+
+    def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
+        """TPM2_ActivateCredential for AK and EK: the credential. Raises AttesterError, NotAvailableError."""
+        if self._platform.tpm is None:
+            raise NotAvailableError("this machine has no TPM (agent.toml names no tpm_device)")
+        return self._platform.tpm.activate(credential_blob, secret)
 
     def _tpm_answer(self, tpm: TpmDevice, bound: bytes, ak_public: bytes | None) -> TpmAnswer:
         quote = tpm.quote(bound, V2_PCRS)
@@ -91,6 +103,8 @@ class Devices:
             ak_public=quote.ak_public,
             pcrs=[quote.pcrs[pcr] for pcr in V2_PCRS],
             ak_certificate=tpm.ak_certificate(),
+            platform_ak=_platform_ak(tpm.platform_ak(bound)),
+            ek=_ek(tpm.ek()),
         )
 
     def tee_quote_v1(self, nonce: bytes, leaf: bytes) -> bytes:
@@ -108,7 +122,7 @@ class Devices:
 
         Raises AttesterError, NotAvailableError.
         """
-        tpm = self._platform.tpm
+        tpm = self._platform.tpm_v1 or self._platform.tpm
         if tpm is None:
             raise NotAvailableError("this machine has no TPM (agent.toml names no tpm_device)")
         log = self.ima_binary()
@@ -147,6 +161,23 @@ class Devices:
         if self._platform.tee is None:
             raise NotAvailableError("this machine has no TEE that the agent knows")
         return self._platform.tee
+
+
+def _svsm(report: TeeQuote | None) -> SvsmAnswer | None:
+    told = None if report is None else report.svsm
+    return None if told is None else SvsmAnswer(report=told.report, manifest=told.manifest)
+
+
+def _platform_ak(told: PlatformAk | None) -> PlatformAkAnswer | None:
+    if told is None:
+        return None
+    return PlatformAkAnswer(
+        public=told.public, attest=told.attest, signature=told.signature, certificates=list(told.certificates)
+    )
+
+
+def _ek(told: EndorsementKey | None) -> EkAnswer | None:
+    return None if told is None else EkAnswer(public=told.public, certificates=list(told.certificates))
 
 
 def _there(log: bytes | None) -> bytes:

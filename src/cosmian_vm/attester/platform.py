@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cosmian_vm.evidence.bundle import TeeKind
+from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk, SvsmReport, TeeKind
 
 __all__ = ["FileScope", "Logs", "Platform", "TeeDevice", "TeeQuote", "TpmDevice", "TpmQuote", "detect"]
 
@@ -19,10 +19,15 @@ __all__ = ["FileScope", "Logs", "Platform", "TeeDevice", "TeeQuote", "TpmDevice"
 class TeeQuote:
     """A report or quote in the vendor's format, without anything behind it, and what the platform hands out beside it:
     certificates and CRLs (DER or PEM), each on its own.
+
+    ``hcl_report``: on Azure, whole; ``raw`` is then bound to it and not to what was asked for. ``svsm``: where an SVSM
+    runs the vTPM.
     """
 
     raw: bytes
     endorsements: tuple[bytes, ...] = ()
+    hcl_report: bytes | None = None
+    svsm: SvsmReport | None = None
 
 
 class TeeDevice(Protocol):
@@ -69,6 +74,22 @@ class TpmDevice(Protocol):
         """A certificate of the AK (DER), where the platform has one."""
         ...
 
+    def platform_ak(self, qualifying_data: bytes) -> PlatformAk | None:
+        """The platform's certified key (if there is one) certifies our AK. Raises AttesterError."""
+        ...
+
+    def ek(self) -> EndorsementKey | None:
+        """The EK with its certificates; None where there is no EK of ours to activate a credential with. Raises
+        AttesterError.
+        """
+        ...
+
+    def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
+        """TPM2_ActivateCredential for AK and EK: the credential. Arguments as in ``wire.ActivateRequest``. Raises
+        AttesterError, NotAvailableError.
+        """
+        ...
+
     def quote(self, qualifying_data: bytes, pcrs: Sequence[int]) -> TpmQuote:
         """A quote over exactly these PCRs of the sha256 bank; the PCR values returned are those that were quoted
         (read again until they hash to the quote's digest). ``qualifying_data``: at most 64 bytes. Raises
@@ -90,6 +111,10 @@ class Logs(Protocol):
 
     def boot_event_log(self) -> bytes | None:
         """binary_bios_measurements."""
+        ...
+
+    def cc_event_log(self) -> bytes | None:
+        """The data of the ACPI table CCEL (a TD's own event log)."""
         ...
 
 
@@ -116,12 +141,16 @@ class FileScope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:
-    """One machine, as the agent sees it. ``cloud``: "AWS", "Azure", "GCP" or None; never trusted for security."""
+    """One machine, as the agent sees it. ``cloud``: "AWS", "Azure", "GCP" or None; never trusted for security.
+
+    ``tpm_v1``: what quotes for version 1 where that is another key than ``tpm``'s (Azure); None: the same.
+    """
 
     tee: TeeDevice | None
     tpm: TpmDevice | None
     logs: Logs
     cloud: str | None = None
+    tpm_v1: TpmDevice | None = None
     scope: FileScope = FileScope()
 
 

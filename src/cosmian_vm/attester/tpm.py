@@ -35,6 +35,7 @@ from tpm2_pytss.utils import NoSuchIndex, create_ek_template
 from cosmian_vm._tss import explained, pcr_selection, read_pcrs
 from cosmian_vm.attester.platform import TpmQuote
 from cosmian_vm.errors import AttesterError, NotAvailableError
+from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk
 
 __all__ = ["AK_HANDLE", "EK_HANDLE", "MAX_QUALIFYING_DATA", "EsapiTpm"]
 
@@ -107,6 +108,18 @@ class EsapiTpm:
     def ak_certificate(self) -> bytes | None:
         """None: nobody certifies an AK that the machine makes itself."""
         return None
+
+    def platform_ak(self, qualifying_data: bytes) -> PlatformAk | None:  # noqa: ARG002 - the protocol's
+        """None: nobody certified a key of this TPM."""
+        return None
+
+    def ek(self) -> EndorsementKey | None:
+        """None: no EK to activate a credential with."""
+        return None
+
+    def activate(self, credential_blob: bytes, secret: bytes) -> bytes:  # noqa: ARG002 - the protocol's
+        """Raises NotAvailableError."""
+        raise NotAvailableError("this TPM activates no credentials")
 
     def quote(self, qualifying_data: bytes, pcrs: Sequence[int]) -> TpmQuote:
         """A quote over exactly these PCRs of the sha256 bank, with the very values that were quoted.

@@ -54,6 +54,7 @@ def judge(
         now=now,
         whitelist=whitelist,
         build=build,
+        collateral=gathered.collateral,
     )
     hashes = None if reference is None else reference.filehashes
     return Outcome(

@@ -14,7 +14,15 @@ import msgspec
 from cosmian_vm import wire
 from cosmian_vm.client._channel import Channel, deadline, one_line, parse_address, unchecked_context
 from cosmian_vm.errors import EvidenceFormatError, InputError, PeerChangedError, RefusedError, TransportError
-from cosmian_vm.evidence.bundle import ApplicationPeer, Evidence, TlsPeer, TpmEvidence
+from cosmian_vm.evidence.bundle import (
+    ApplicationPeer,
+    EndorsementKey,
+    Evidence,
+    PlatformAk,
+    SvsmReport,
+    TlsPeer,
+    TpmEvidence,
+)
 from cosmian_vm.reference.snapshot import MAX_SNAPSHOT_SIZE
 
 __all__ = ["MAX_EVIDENCE", "AgentClient", "application_peer"]
@@ -92,6 +100,9 @@ class AgentClient:
             owners=tuple(told.owners),
             cloud=told.cloud,
             agent_version=one_line(told.agent_version),
+            hcl_report=told.hcl_report,
+            cc_event_log=told.cc_event_log,
+            svsm=None if told.svsm is None else SvsmReport(report=told.svsm.report, manifest=told.svsm.manifest),
         )
 
     def evidence_v1(self, nonce: bytes) -> Evidence:
@@ -192,6 +203,14 @@ def _tpm_evidence(told: wire.TpmAnswer) -> TpmEvidence:
         ak_public=told.ak_public,
         pcrs=dict(enumerate(told.pcrs)),
         ak_certificate=told.ak_certificate,
+        platform_ak=None if told.platform_ak is None else _platform_ak(told.platform_ak),
+        ek=None if told.ek is None else EndorsementKey(public=told.ek.public, certificates=tuple(told.ek.certificates)),
+    )
+
+
+def _platform_ak(told: wire.PlatformAkAnswer) -> PlatformAk:
+    return PlatformAk(
+        public=told.public, attest=told.attest, signature=told.signature, certificates=tuple(told.certificates)
     )
 
 

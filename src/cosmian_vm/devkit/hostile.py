@@ -16,7 +16,7 @@ from cosmian_vm.devkit.amd import AmdVendor
 from cosmian_vm.devkit.soft_tpm import AK_ATTRIBUTES, SoftTpm
 from cosmian_vm.devkit.tee import SimulatedTee
 from cosmian_vm.errors import AttesterError
-from cosmian_vm.evidence.bundle import TeeKind
+from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk, TeeKind
 from cosmian_vm.evidence.ima import (
     BOOT_AGGREGATE,
     ImaEntry,
@@ -159,6 +159,15 @@ class _TpmWrapper:
     def ak_certificate(self) -> bytes | None:
         return self.inner.ak_certificate()
 
+    def platform_ak(self, qualifying_data: bytes) -> PlatformAk | None:
+        return self.inner.platform_ak(qualifying_data)
+
+    def ek(self) -> EndorsementKey | None:
+        return self.inner.ek()
+
+    def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
+        return self.inner.activate(credential_blob, secret)
+
     def quote(self, qualifying_data: bytes, pcrs: Sequence[int]) -> TpmQuote:
         return self.inner.quote(qualifying_data, pcrs)
 
@@ -247,6 +256,9 @@ class _EditedLogs:
 
     def boot_event_log(self) -> bytes | None:
         return self.inner.boot_event_log() if self.boot else None
+
+    def cc_event_log(self) -> bytes | None:
+        return self.inner.cc_event_log()
 
 
 def _with_log(edit: ListEdit | None, platform: Platform) -> Platform:

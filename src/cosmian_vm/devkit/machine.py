@@ -81,6 +81,10 @@ class MemoryLogs:
         """binary_bios_measurements."""
         return self.machine.boot_event_log()
 
+    def cc_event_log(self) -> bytes | None:
+        """None: this machine is no TD."""
+        return None
+
 
 @dataclass(kw_only=True)
 class Machine:

@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from cosmian_vm.attester.platform import TpmQuote
 from cosmian_vm.devkit.pcrs import BANKS
+from cosmian_vm.errors import NotAvailableError
+from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk
 from cosmian_vm.evidence.tpm import (
     Alg,
     Curve,
@@ -105,6 +107,18 @@ class SoftTpm:
     def ak_certificate(self) -> bytes | None:
         """``certificate``."""
         return self.certificate
+
+    def platform_ak(self, qualifying_data: bytes) -> PlatformAk | None:  # noqa: ARG002 - the protocol's
+        """None: nobody certified a key of this TPM."""
+        return None
+
+    def ek(self) -> EndorsementKey | None:
+        """None: no EK to activate a credential with."""
+        return None
+
+    def activate(self, credential_blob: bytes, secret: bytes) -> bytes:  # noqa: ARG002 - the protocol's
+        """Raises NotAvailableError."""
+        raise NotAvailableError("this TPM activates no credentials")
 
     def extend(self, pcr: int, digests: Mapping[str, bytes]) -> None:
         """PCR = H(PCR || digest) in each bank named."""

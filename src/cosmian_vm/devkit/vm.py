@@ -61,6 +61,10 @@ class FolderLogs:
         """binary_bios_measurements."""
         return _read(self._folder / "boot.bin")
 
+    def cc_event_log(self) -> bytes | None:
+        """None: this machine is no TD."""
+        return None
+
 
 class SimulatedVm:
     """The VM in ``folder``; see the head of this module. As a context manager it is stopped at the end.

@@ -26,6 +26,7 @@ from cosmian_vm.endorsements.amd import (
     is_chip_certificate,
     load_crl,
 )
+from cosmian_vm.endorsements.intel_collateral import IntelCollateral
 from cosmian_vm.errors import CosmianVmError, EndorsementError, TransportError
 from cosmian_vm.evidence.bundle import TeeKind, tee_kind
 from cosmian_vm.evidence.snp import MAX_OBJECTS, SigningKey, SnpEvidence, SnpReport, decode_tcb, parse_evidence
@@ -43,6 +44,7 @@ class Gathered(msgspec.Struct, frozen=True):
     """What was found, and one line for each thing that was looked for in vain (what, where, and the remedy)."""
 
     endorsements: AmdEndorsements
+    collateral: IntelCollateral | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -90,7 +92,7 @@ class EndorsementStore:
         found = _readable(blobs, notes)
         snp = _snp(tee)
         if snp is None:
-            return Gathered(_all(found), tuple(notes))
+            return Gathered(_all(found), notes=tuple(notes))
         found += [*snp.certificates, *snp.crls]
         have = _all(found)
         chips = [c for c in have.certificates if is_chip_certificate(c)]
@@ -100,7 +102,7 @@ class EndorsementStore:
         ark = _root_of(have, product)
         if ark and not any(common_name(crl.issuer) == ark and _fresh(crl.next_update_utc, now) for crl in have.crls):
             found += self._crl(Product(ark.removeprefix("ARK-")), snp.report, now, notes)
-        return Gathered(_all(found), tuple(notes))
+        return Gathered(_all(found), notes=tuple(notes))
 
     def _chip(self, report: SnpReport, product: Product | None, notes: list[str]) -> list[bytes]:
         if report.signing_key is not SigningKey.VCEK or product is None:

@@ -24,6 +24,7 @@ from cryptography import x509
 
 from cosmian_vm.certificates import spki_sha256
 from cosmian_vm.endorsements.amd import AmdEndorsements
+from cosmian_vm.endorsements.intel_collateral import IntelCollateral
 from cosmian_vm.errors import CosmianVmError
 from cosmian_vm.evidence.binding import compute_binding, report_data, report_data_v1
 from cosmian_vm.evidence.bundle import V2_PCRS, Evidence, TeeKind, tee_kind
@@ -84,6 +85,7 @@ class _Against(msgspec.Struct, frozen=True):
 
     expected: _Expected
     endorsements: AmdEndorsements
+    collateral: IntelCollateral | None
     reference: Snapshot | None
     build: BuildReference | None
     roots: Sequence[x509.Certificate]
@@ -103,14 +105,16 @@ def appraise(
     prior: ImaState | None = None,
     reference_id: bytes = b"",
     build: BuildReference | None = None,
+    collateral: IntelCollateral | None = None,
 ) -> Appraisal:
     """Appraise one machine's evidence.
 
     ``nonce``: the 32 bytes that this verifier sent. ``roots``: the vendors' root certificates that are trusted.
     ``reference``, ``build``: the snapshot and the image's reference values; both None while a snapshot is being taken.
-    ``now``: aware, the one reading of the clock. ``prior``: the state that this verifier itself stored, where
-    ``evidence.ima_from`` is not 0. ``reference_id``: what identifies snapshot, whitelist and reference values together
-    (a hash of the files), for verifiers that keep such a state.
+    ``collateral``: Intel's, of the quote's platform, where there is any. ``now``: aware, the one reading of the clock.
+    ``prior``: the state that this verifier itself stored, where ``evidence.ima_from`` is not 0. ``reference_id``: what
+    identifies snapshot, whitelist and reference values together (a hash of the files), for verifiers that keep such a
+    state.
 
     Never raises for anything that the evidence contains.
     """
@@ -119,7 +123,7 @@ def appraise(
     if build is not None:
         policy = replace(policy, without_tpm=False)  # what was built is compared with what a TPM quotes, or not at all
     lower = replace(policy, api=1) if evidence.api == 1 else policy  # that nobody asked for version 1 fails elsewhere
-    against = _Against(_expected(evidence, policy, nonce), endorsements, reference, build, roots, now)
+    against = _Against(_expected(evidence, policy, nonce), endorsements, collateral, reference, build, roots, now)
     checks = _checks(evidence, against, lower)
     ima = appraise_ima(
         evidence.ima_log,
