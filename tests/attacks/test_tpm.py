@@ -241,7 +241,7 @@ def test_without_tpm_is_kept_in_the_snapshot(machine: Machine, judge: Judge) -> 
 def test_a_snapshot_stripped_of_its_tpm_values_gives_no_trust(machine: Machine, judge: Judge) -> None:
     """Not an attack on a snapshot (it is the administrator's), but a half of one must not pass as a whole."""
     assert judge.snapshot is not None
-    for name in ("ak_name", "boot_pcrs", "clock", "vmpl", "host_data", "reported_tcb"):
+    for name in ("ak_name", "boot_pcrs", "clock", "vmpl", "host_data", "reported_tcb", "platform_info", "anchor"):
         stripped = msgspec.structs.replace(judge.snapshot, **{name: None})
         verdict = replace(judge, snapshot=stripped).verdict(machine.evidence(NONCE))
         assert not verdict.trusted, name

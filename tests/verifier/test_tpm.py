@@ -22,6 +22,7 @@ from cosmian_vm.evidence.bundle import V2_PCRS, TpmEvidence
 from cosmian_vm.evidence.tpm import Alg, Curve, ObjectAttributes
 from cosmian_vm.reference.snapshot import BOOT_PCRS, Anchor, SevPolicy, Snapshot, TeePolicy, TpmPolicy
 from cosmian_vm.verifier._quoted import NOTHING_QUOTED
+from cosmian_vm.verifier.anchor import OPERATOR
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import Check, Status
 from cosmian_vm.verifier.tpm import TPM_CHECKS, appraise_tpm, key_of, quoted_pcrs, signature_problem
@@ -78,7 +79,13 @@ def judge(
     anchor: Anchor = "operator",
 ) -> dict[str, Check]:
     checks = appraise_tpm(
-        evidence, binding=binding, expected_pcrs=pcrs, reference=reference, policy=policy, api=api, anchor=anchor
+        evidence,
+        binding=binding,
+        expected_pcrs=pcrs,
+        reference=reference,
+        policy=policy,
+        api=api,
+        anchored=OPERATOR._replace(anchor=anchor),
     )
     assert tuple(check.id for check in checks) == TPM_CHECKS
     for check in checks:

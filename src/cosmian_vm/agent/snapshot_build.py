@@ -15,19 +15,18 @@ import msgspec
 
 from cosmian_vm import __version__
 from cosmian_vm.agent.devices import DeviceValues
-from cosmian_vm.errors import AttesterError, NotAvailableError
-from cosmian_vm.evidence import ima, snp, tpm
+from cosmian_vm.errors import NotAvailableError
+from cosmian_vm.evidence import ima, tpm
 from cosmian_vm.evidence.bundle import TeeKind
 from cosmian_vm.reference.snapshot import (
     BOOT_PCRS,
     DIGEST_SIZES,
     FORMAT_VERSION,
-    SevPolicy,
     Snapshot,
-    TeePolicy,
     TpmPolicy,
     file_entries,
 )
+from cosmian_vm.reference.tee_values import tee_values
 
 __all__ = ["Measured", "SnapshotInputs", "build", "check_supported", "hash_algorithm", "measured_files"]
 
@@ -63,11 +62,9 @@ class SnapshotInputs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_supported(kind: TeeKind | None) -> None:
-    """Raises NotAvailableError, AttesterError where there can be no snapshot of such a machine."""
+    """Raises NotAvailableError where there can be no snapshot of such a machine."""
     if kind is None:
         raise NotAvailableError("this machine has no TEE that the agent knows: there is nothing to take a snapshot of")
-    if kind is not TeeKind.SNP:
-        raise AttesterError(f"snapshots of {kind} machines are not supported by this agent")
 
 
 def hash_algorithm(ima_log: bytes) -> str:
@@ -138,22 +135,18 @@ def _hash_file(root: Path, path: bytes, algorithm: str) -> bytes | None:
 
 
 def build(inputs: SnapshotInputs) -> Snapshot:
-    """The snapshot. Raises EvidenceFormatError, and AttesterError for a TEE that snapshots do not know yet."""
+    """The snapshot. Raises EvidenceFormatError, NotAvailableError."""
     check_supported(inputs.device.tee_kind)
-    report = snp.parse_report(inputs.device.report)
     files, exact = _file_hashes(inputs)
     missing = () if inputs.measured is None else inputs.measured.not_on_disk
     snapshot = Snapshot(
         cloud_type=_CLOUDS.get(inputs.cloud),
-        tee_policy=TeePolicy(sev=SevPolicy.of_report(report, cloud=inputs.cloud)),
+        **tee_values(inputs.device.report, cloud=inputs.cloud),
         version=FORMAT_VERSION,
         created=inputs.now.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         agent_version=__version__,
         hash_algorithm=inputs.algorithm,
         owners=inputs.owners,
-        vmpl=report.vmpl,
-        host_data=report.host_data.hex(),
-        reported_tcb=report.reported_tcb.hex(),
         unreadable=tuple((ima.format_path(path), reason) for path, reason in inputs.unreadable),
         not_on_disk=_entries(missing),
     )

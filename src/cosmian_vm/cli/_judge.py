@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cosmian_vm.cli.render import BuiltImage, Outcome
 from cosmian_vm.endorsements.amd import pinned_roots
+from cosmian_vm.endorsements.intel import pinned_root
 from cosmian_vm.endorsements.store import EndorsementStore, fetch
 from cosmian_vm.verifier.appraisal import appraise
 
@@ -50,7 +51,7 @@ def judge(
         reference,
         policy,
         nonce=nonce,
-        roots=(*pinned_roots(), *setup.roots),
+        roots=(*pinned_roots(), pinned_root(), *setup.roots),
         now=now,
         whitelist=whitelist,
         build=build,
@@ -70,6 +71,7 @@ def judge(
         built=None if build is None or build_name is None else _built(build, build_name),
         applications=tuple(applications),
         notes=(*setup.notes, *gathered.notes),
+        anchor=appraisal.anchor,
     )
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import click
 import msgspec
 
+from cosmian_vm.reference.snapshot import Anchor
 from cosmian_vm.verifier.result import Check, Status, Verdict
 
 __all__ = [
@@ -48,7 +49,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     ``snapshot``: the file compared with; None where there was none to compare with. ``files``: how many files it has,
     None where it has no file hashes. ``built``: the image's reference values, None where none were given.
     ``applications``: addresses, in the order of their checks. ``notes``: warnings that are not checks (roots of the
-    user's own, endorsements that could not be had).
+    user's own, endorsements that could not be had). ``anchor``: who vouches for the AK.
     """
 
     verdict: Verdict
@@ -63,6 +64,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     built: BuiltImage | None = None
     applications: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    anchor: Anchor | None = None
 
 
 class Group(msgspec.Struct, frozen=True):

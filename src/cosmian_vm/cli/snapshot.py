@@ -78,7 +78,7 @@ def command(
         draft = _fetch(client, policy.api)
     from cosmian_vm.verifier.reference_values import reference_from
 
-    values = reference_from(examined.evidence, draft, policy, now=datetime.now(UTC))
+    values = reference_from(examined.evidence, draft, policy, now=datetime.now(UTC), anchor=examined.outcome.anchor)
     if values.differences:
         raise PeerChangedError(
             f"{client.url}: the snapshot is not of the machine that was appraised a moment ago, nothing was written: "

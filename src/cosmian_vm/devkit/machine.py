@@ -242,6 +242,7 @@ class Machine:
             "vmpl": report.vmpl,
             "host_data": report.host_data.hex(),
             "reported_tcb": report.reported_tcb.hex(),
+            "platform_info": report.platform_info,
             "version": FORMAT_VERSION,
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "agent_version": "devkit",

@@ -97,7 +97,8 @@ class Snapshot(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     its content; where a path is not UTF-8 it has U+FFFD there, and ``path_bytes`` (by index in ``filehashes``) has its
     exact bytes. ``unreadable``: path and reason. ``not_on_disk``: path and digest of what has run but is not on disk
     in that form; these are in ``filehashes`` too. ``ima_policy``: path and digest of each policy file that the IMA list
-    had measured. ``reported_tcb``: of the SNP report, 8 bytes, below which no later one may fall. ``owners``: () is an
+    had measured. ``reported_tcb``: of the SNP report, 8 bytes, below which no later one may fall; ``platform_info``:
+    of the same report, 64 bits. ``owners``: () is an
     unclaimed machine. ``created``: RFC 3339, UTC. ``clock``: milliseconds. ``boot_pcrs``: sha256 bank, see BOOT_PCRS.
 
     Raises ValueError where a value has the wrong form.
@@ -121,6 +122,7 @@ class Snapshot(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     vmpl: U32 | None = None
     host_data: str | None = None
     reported_tcb: str | None = None
+    platform_info: U64 | None = None
     enclave: Enclave | None = None
     without_tpm: bool = False
     ima_policy: tuple[tuple[str, str], ...] | None = None
@@ -172,8 +174,10 @@ class Snapshot(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
 
 
 def _check_platform(snapshot: Snapshot) -> None:
-    if snapshot.clock is not None and snapshot.clock >= _CLOCK_END:
-        raise ValueError("clock must fit 64 bits")
+    for name in ("clock", "platform_info"):
+        value = getattr(snapshot, name)
+        if value is not None and value >= _CLOCK_END:
+            raise ValueError(f"{name} must fit 64 bits")
     if snapshot.host_data is not None:
         check_hex("host_data", snapshot.host_data, 32)
     if snapshot.reported_tcb is not None:

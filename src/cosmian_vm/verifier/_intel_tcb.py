@@ -22,7 +22,7 @@ from cosmian_vm.evidence.intel_quote import Quote
 from cosmian_vm.evidence.sgx import EnclaveReport
 from cosmian_vm.evidence.tdx import TdReportBody
 
-__all__ = ["TcbOutcome", "evaluate", "qe_problem"]
+__all__ = ["OUT_OF_DATE", "REVOKED", "UP_TO_DATE", "TcbOutcome", "evaluate", "qe_problem"]
 
 UP_TO_DATE, REVOKED, OUT_OF_DATE = "UpToDate", "Revoked", "OutOfDate"
 _CONFIGURE, _OUT_CONFIGURE = "ConfigurationNeeded", "OutOfDateConfigurationNeeded"

@@ -27,23 +27,27 @@ from cosmian_vm.endorsements.amd import AmdEndorsements
 from cosmian_vm.endorsements.intel_collateral import IntelCollateral
 from cosmian_vm.errors import CosmianVmError
 from cosmian_vm.evidence.binding import compute_binding, report_data, report_data_v1
-from cosmian_vm.evidence.bundle import V2_PCRS, Evidence, TeeKind, tee_kind
+from cosmian_vm.evidence.bundle import V2_PCRS, Evidence
 from cosmian_vm.evidence.ima import IMA_PCR
-from cosmian_vm.evidence.snp import parse_evidence
 from cosmian_vm.evidence.tpm import name as tpm_name
 from cosmian_vm.evidence.tpm import parse_quote
 from cosmian_vm.reference.build_reference import BuildReference
-from cosmian_vm.reference.snapshot import Snapshot
+from cosmian_vm.reference.snapshot import Anchor, Snapshot
 from cosmian_vm.reference.whitelist import Whitelist
+from cosmian_vm.verifier._context import Against, Expected
+from cosmian_vm.verifier._tpm_certificates import TpmRoots
+from cosmian_vm.verifier.anchor import OPERATOR, Anchored, find_anchor
 from cosmian_vm.verifier.boot import appraise_boot
-from cosmian_vm.verifier.build import with_launch, with_unpinned
+from cosmian_vm.verifier.build import with_unpinned
 from cosmian_vm.verifier.ima import ImaSession, ImaState, appraise_ima
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import CHECK_IDS, Check, Status, Verdict, fail, ok, skip, warning, with_required
-from cosmian_vm.verifier.snp import appraise_snp
+from cosmian_vm.verifier.tee import TeeFindings, appraise_tee
 from cosmian_vm.verifier.tpm import appraise_tpm, quoted_pcrs
 
 __all__ = ["Appraisal", "appraise", "required_checks"]
+
+_NO_TPM_ROOTS = TpmRoots()
 
 _NEED_REFERENCE = frozenset({"tee.measurement", "tee.instance", "ima.files", "ima.policy", "vm.owner"})
 """Checks that compare with a snapshot (or an image's reference values) and nothing else: not required while there is
@@ -65,31 +69,14 @@ _REBOOT_CHECKS = ("tee.instance", "tpm.clock")
 
 
 class Appraisal(msgspec.Struct, frozen=True):
-    """A verdict, and what a verifier stores to let the next one continue from here (None: start from the beginning)."""
+    """A verdict, and what a verifier stores to let the next one continue from here (None: start from the beginning).
+
+    ``anchor``: who vouches for the AK; None without a TPM.
+    """
 
     verdict: Verdict
     ima_state: ImaState | None
-
-
-class _Expected(msgspec.Struct, frozen=True):
-    """What the evidence must be bound to, and which PCRs must have been quoted."""
-
-    report_data: bytes | None
-    qualifying_data: bytes
-    pcrs: frozenset[int]
-    problem: str = ""
-
-
-class _Against(msgspec.Struct, frozen=True):
-    """All that evidence is held against."""
-
-    expected: _Expected
-    endorsements: AmdEndorsements
-    collateral: IntelCollateral | None
-    reference: Snapshot | None
-    build: BuildReference | None
-    roots: Sequence[x509.Certificate]
-    now: datetime
+    anchor: Anchor | None = None
 
 
 def appraise(
@@ -106,10 +93,12 @@ def appraise(
     reference_id: bytes = b"",
     build: BuildReference | None = None,
     collateral: IntelCollateral | None = None,
+    tpm_roots: TpmRoots = _NO_TPM_ROOTS,
 ) -> Appraisal:
     """Appraise one machine's evidence.
 
-    ``nonce``: the 32 bytes that this verifier sent. ``roots``: the vendors' root certificates that are trusted.
+    ``nonce``: the 32 bytes that this verifier sent. ``roots``: root certificates of the processors' makers that are
+    trusted; ``tpm_roots``: of those who certify TPMs.
     ``reference``, ``build``: the snapshot and the image's reference values; both None while a snapshot is being taken.
     ``collateral``: Intel's, of the quote's platform, where there is any. ``now``: aware, the one reading of the clock.
     ``prior``: the state that this verifier itself stored, where ``evidence.ima_from`` is not 0. ``reference_id``: what
@@ -123,8 +112,13 @@ def appraise(
     if build is not None:
         policy = replace(policy, without_tpm=False)  # what was built is compared with what a TPM quotes, or not at all
     lower = replace(policy, api=1) if evidence.api == 1 else policy  # that nobody asked for version 1 fails elsewhere
-    against = _Against(_expected(evidence, policy, nonce), endorsements, collateral, reference, build, roots, now)
-    checks = _checks(evidence, against, lower)
+    expected = _expected(evidence, policy, nonce)
+    against = Against(expected, endorsements, collateral, reference, build, roots, tpm_roots, now)
+    tee = appraise_tee(evidence, against, lower)
+    if tee.enclave and build is None:
+        policy, lower = replace(policy, without_tpm=True), replace(lower, without_tpm=True)
+    anchored = _anchor(evidence, against, tee)
+    checks = [*tee.checks, *_tpm_checks(evidence, against, lower, anchored)]
     ima = appraise_ima(
         evidence.ima_log,
         ima_from=evidence.ima_from,
@@ -140,17 +134,17 @@ def appraise(
     checks += ima.checks
     checks += _tls_checks(evidence)
     checks.append(_owner(evidence, reference, policy))
-    checks = _settle_version_1(checks, evidence, reference)
-    if build is not None and reference is None:
-        checks = with_unpinned(checks, policy)
-    checks = [_complete(check, reference) for check in checks]
+    checks = _settled(checks, evidence, against, policy)
     if policy.allow_reboot and not _reboot_is_excusable(checks, reference):
         strict = replace(lower, allow_reboot=False)
-        again = {c.id: c for c in _checks(evidence, against, strict)}
+        once_more = (*appraise_tee(evidence, against, strict).checks, *_tpm_checks(evidence, against, strict, anchored))
+        again = {check.id: check for check in once_more}
         checks = [again.get(c.id, c) if c.id in _REBOOT_CHECKS else c for c in checks]
+    checks = [_as_strict(check, policy) for check in checks]
     required = required_checks(reference, policy, build)
     verdict = Verdict(_in_order(with_required(checks, required)))
-    return Appraisal(verdict, ima.state if verdict.trusted else None)
+    anchor = None if evidence.tpm is None or anchored.problem else anchored.anchor
+    return Appraisal(verdict, ima.state if verdict.trusted else None, anchor)
 
 
 def required_checks(reference: Snapshot | None, policy: Policy, build: BuildReference | None = None) -> frozenset[str]:
@@ -166,10 +160,10 @@ def required_checks(reference: Snapshot | None, policy: Policy, build: BuildRefe
         required.add("vm.owner")
     if policy.owner is not None:
         required.add("vm.owner")
-    return frozenset(required)
+    return frozenset(required | policy.required)
 
 
-def _expected(evidence: Evidence, policy: Policy, nonce: bytes) -> _Expected:
+def _expected(evidence: Evidence, policy: Policy, nonce: bytes) -> Expected:
     """Section "binding": what must stand in report_data and extraData, over which PCRs."""
     tpm = evidence.tpm
     if evidence.api == 1:
@@ -179,63 +173,55 @@ def _expected(evidence: Evidence, policy: Policy, nonce: bytes) -> _Expected:
                 "the agent speaks only version 1 of the protocol, which lets another machine answer in its place: "
                 "update the agent, or accept that with --api 1"
             )
-        return _Expected(report_data_v1(nonce, evidence.tls.leaf), nonce, frozenset({IMA_PCR}), problem)
+        return Expected(report_data_v1(nonce, evidence.tls.leaf), nonce, frozenset({IMA_PCR}), problem)
     try:
         spki = spki_sha256(evidence.tls.leaf)
     except CosmianVmError as exc:
-        return _Expected(None, bytes(32), frozenset(V2_PCRS), f"the key of the TLS certificate cannot be read: {exc}")
+        return Expected(None, bytes(32), frozenset(V2_PCRS), f"the key of the TLS certificate cannot be read: {exc}")
     binding = compute_binding(nonce, spki, None if tpm is None else tpm.ak_public)
-    return _Expected(report_data(nonce, binding), binding, frozenset(V2_PCRS))
+    return Expected(report_data(nonce, binding), binding, frozenset(V2_PCRS))
 
 
-def _checks(evidence: Evidence, against: _Against, policy: Policy) -> list[Check]:
-    """``tee.*`` and ``tpm.*``."""
-    checks = _tee(evidence, against, policy)
-    checks += appraise_tpm(
+def _settled(checks: list[Check], evidence: Evidence, against: Against, policy: Policy) -> list[Check]:
+    """The same checks, in the light of how much there was to compare with."""
+    checks = _settle_version_1(checks, evidence, against.reference)
+    if against.build is not None and against.reference is None:
+        checks = with_unpinned(checks, policy)
+    return [_complete(check, against.reference) for check in checks]
+
+
+def _anchor(evidence: Evidence, against: Against, tee: TeeFindings) -> Anchored:
+    if evidence.api == 1:
+        return OPERATOR
+    return find_anchor(
+        evidence,
+        binding=against.expected.qualifying_data,
+        roots=against.tpm_roots,
+        now=against.now,
+        svsm=tee.svsm,
+    )
+
+
+def _as_strict(check: Check, policy: Policy) -> Check:
+    """A warning that the policy does not put up with is a failure."""
+    if check.status is not Status.WARNING or check.id not in policy.no_warning:
+        return check
+    return replace(check, status=Status.FAIL, line=f"{check.line} (the policy accepts no warning here)")
+
+
+def _tpm_checks(evidence: Evidence, against: Against, policy: Policy, anchored: Anchored) -> list[Check]:
+    """``tpm.*``."""
+    checks = appraise_tpm(
         evidence.tpm,
         binding=against.expected.qualifying_data,
         expected_pcrs=against.expected.pcrs,
         reference=against.reference,
         policy=policy,
         api=evidence.api,
+        anchored=anchored,
     )
     checks += appraise_boot(evidence.boot_event_log, _boot_pcrs(evidence), against.reference, policy, against.build)
     return checks
-
-
-def _tee(evidence: Evidence, against: _Against, policy: Policy) -> list[Check]:
-    """``tee.*``: whatever kind of TEE the quote is of, decided by its bytes and not by the agent's word."""
-    raw = evidence.tee
-    if raw is None:
-        return _no_tee("the machine has no TEE quote: this is not a confidential machine, or its agent hides it")
-    kind = tee_kind(raw)
-    if kind is not TeeKind.SNP:
-        named = "of no kind that is known" if kind is None else f"of the kind {kind}"
-        return _no_tee(f"the TEE quote is {named}; this release appraises AMD SEV-SNP (others: cosmian_vm inspect)")
-    try:
-        snp = parse_evidence(raw)
-    except CosmianVmError as exc:
-        return _no_tee(f"the TEE quote cannot be read: {exc}")
-    expected = against.expected
-    checks = appraise_snp(
-        snp,
-        against.endorsements,
-        report_data=expected.report_data,
-        reference=against.reference,
-        policy=policy,
-        roots=against.roots,
-        now=against.now,
-    )
-    if against.build is not None:
-        checks = with_launch(checks, snp.report, against.build, alone=against.reference is None)
-    if expected.problem:
-        checks = [fail(c.id, expected.problem) if c.id == "tee.report_data" else c for c in checks]
-    return checks
-
-
-def _no_tee(problem: str) -> list[Check]:
-    """Missing evidence fails under every id: the agent's word that there is none counts for nothing."""
-    return [fail(check_id, problem) for check_id in CHECK_IDS if check_id.startswith("tee.")]
 
 
 def _boot_pcrs(evidence: Evidence) -> Mapping[int, bytes]:
@@ -300,28 +286,33 @@ def _owner(evidence: Evidence, reference: Snapshot | None, policy: Policy) -> Ch
 _UNKNOWN_TO_1_3 = ("tpm.ak", "tpm.boot_pcrs", "tpm.clock", "ima.policy", "vm.owner")
 """Checks that compare with values which a snapshot of 1.3.x has no place for. No other may be skipped for its age."""
 
-_WHERE_COMPARED = {
+_OF_THE_TPM = {
     "tpm_policy": "tpm.clock",
     "clock": "tpm.clock",
     "ak_name": "tpm.ak",
+    "anchor": "tpm.ak",
     "boot_pcrs": "tpm.boot_pcrs",
     "filehashes": "ima.files",
+}
+_OF_SNP = {
     "vmpl": "tee.measurement",
     "host_data": "tee.measurement",
     "reported_tcb": "tee.tcb",
+    "platform_info": "tee.tcb",
 }
-"""What every snapshot of our own has on an SNP machine (the first five unless it was taken without a TPM)."""
-
-_ONLY_WITH_TPM = ("tpm_policy", "clock", "ak_name", "boot_pcrs", "filehashes")
+_OF_TDX = {"rtmrs": "tee.measurement"}
+_OF_SGX = {"enclave": "tee.measurement"}
+"""What every snapshot of our own has, and the check that compares with it."""
 
 
 def _complete(check: Check, reference: Snapshot | None) -> Check:
     """A snapshot of ours that lacks a value was cut: what compares with that value fails, it is not left out."""
-    if reference is None or reference.version < 2 or reference.sev is None or check.status is Status.FAIL:
+    if reference is None or reference.version < 2 or check.status is Status.FAIL:
         return check
-    for name, check_id in _WHERE_COMPARED.items():
-        expected = not (reference.without_tpm and name in _ONLY_WITH_TPM)
-        if check_id == check.id and expected and getattr(reference, name) is None:
+    expected = {} if reference.without_tpm or reference.sgx is not None else dict(_OF_THE_TPM)
+    expected |= _OF_SNP if reference.sev is not None else _OF_TDX if reference.tdx is not None else _OF_SGX
+    for name, check_id in expected.items():
+        if check_id == check.id and getattr(reference, name) is None:
             return fail(check.id, f"The snapshot has no {name}, it was cut: take a new one", check.details)
     return check
 

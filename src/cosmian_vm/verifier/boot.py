@@ -10,14 +10,14 @@ closed (systemd: boot phases, machine identity), so the log need not replay to t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from typing import NamedTuple
 
 from cosmian_vm.errors import EvidenceFormatError
-from cosmian_vm.evidence.boot_log import BootEvent, extensions, parse, startup_value
+from cosmian_vm.evidence.boot_log import extensions, parse, startup_value
 from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.reference.snapshot import BOOT_PCRS, Snapshot
 from cosmian_vm.verifier._quoted import listed_pcrs
+from cosmian_vm.verifier._steps import Steps, culprits, described, run
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import Check, both, fail, ok, skip, warning
 
@@ -49,13 +49,9 @@ PCR_ROLES: Mapping[int, str] = {
 
 _BANK = "sha256"
 _OF_THE_KERNEL = frozenset({4, 11})
-_MAX_EXPLAINED = 256
-"""Longest run of events of one PCR that is searched for the one that differs (quadratic)."""
 _MAX_SHOWN = 12
 
 _NO_LOG = "the agent sent no boot event log, so nothing could explain a later difference"
-
-_Steps = Sequence[tuple[BootEvent, bytes]]
 
 
 class _Whose(NamedTuple):
@@ -87,7 +83,7 @@ class _Boot(NamedTuple):
     """
 
     pcrs: Mapping[int, bytes]
-    steps: Mapping[int, _Steps]
+    steps: Mapping[int, Steps]
     start: Mapping[int, bytes]
     problem: str
     contradictions: Sequence[int]
@@ -200,7 +196,7 @@ def _all_equal(
     return ok(CHECK_ID, f"the machine booted as at the snapshot ({len(expected)} boot PCRs)", note)
 
 
-def _read_log(raw: bytes | None) -> tuple[dict[int, _Steps], Mapping[int, bytes], str]:
+def _read_log(raw: bytes | None) -> tuple[dict[int, Steps], Mapping[int, bytes], str]:
     """Events and digests by PCR, each PCR's value at start, and what is wrong with the log (empty: nothing)."""
     if raw is None:
         return {}, {}, ""
@@ -209,22 +205,16 @@ def _read_log(raw: bytes | None) -> tuple[dict[int, _Steps], Mapping[int, bytes]
         if _BANK not in log.banks:
             # A log of SHA-1 alone says nothing about the bank that we trust: it explains nothing, it denies nothing.
             return {}, {}, ""
-        steps: dict[int, _Steps] = dict(extensions(log, _BANK))
+        steps: dict[int, Steps] = dict(extensions(log, _BANK))
         return steps, {pcr: startup_value(log, _BANK, pcr) for pcr in steps}, ""
     except EvidenceFormatError as exc:
         return {}, {}, str(exc)
 
 
-def _contradictions(steps: Mapping[int, _Steps], start: Mapping[int, bytes], pcrs: Mapping[int, bytes]) -> list[int]:
+def _contradictions(steps: Mapping[int, Steps], start: Mapping[int, bytes], pcrs: Mapping[int, bytes]) -> list[int]:
     """PCRs that the log covers and does not replay to."""
     covered = [pcr for pcr in sorted(steps) if pcr in BOOT_PCRS and pcr in pcrs and pcr not in EXTENDED_AFTER_BOOT]
-    return [pcr for pcr in covered if _run(start[pcr], [digest for _, digest in steps[pcr]]) != pcrs[pcr]]
-
-
-def _run(value: bytes, digests: Sequence[bytes]) -> bytes:
-    for digest in digests:
-        value = sha256(value + digest).digest()
-    return value
+    return [pcr for pcr in covered if run(start[pcr], [digest for _, digest in steps[pcr]], _BANK) != pcrs[pcr]]
 
 
 def _explain(pcr: int, before: bytes, boot: _Boot, whose: _Whose) -> list[str]:
@@ -238,32 +228,10 @@ def _explain(pcr: int, before: bytes, boot: _Boot, whose: _Whose) -> list[str]:
         return [*lines, f"PCR {pcr}: the boot event log does not cover it"]
     if pcr in boot.contradictions:
         return [*lines, f"PCR {pcr}: the boot event log does not replay to it, so its events explain nothing"]
-    if pcr in EXTENDED_AFTER_BOOT and _run(start[pcr], [digest for _, digest in steps]) != now:
+    if pcr in EXTENDED_AFTER_BOOT and run(start[pcr], [digest for _, digest in steps], _BANK) != now:
         lines.append(f"PCR {pcr}: the running system extended it too, beyond what the boot event log says")
-    found = _culprits(start[pcr], steps, before)
+    found = culprits(start[pcr], steps, before, _BANK)
     if found:
-        return [*lines, *(f"PCR {pcr}: {_named(event)} {whose.absent}" for event in found[:_MAX_SHOWN])]
+        return [*lines, *(f"PCR {pcr}: {described(event)} {whose.absent}" for event in found[:_MAX_SHOWN])]
     lines.append(f"PCR {pcr}: one of these {len(steps)} events changed, or one is missing:")
-    return [*lines, *(f"PCR {pcr}: {_named(event)}" for event, _ in steps[:_MAX_SHOWN])]
-
-
-def _culprits(start: bytes, steps: _Steps, before: bytes) -> list[BootEvent]:
-    """The events without which the PCR would be as at the snapshot: the last ones, or any single one; else none."""
-    value = start
-    for done, (_, digest) in enumerate(steps):
-        if value == before:
-            return [event for event, _ in steps[done:]]
-        value = sha256(value + digest).digest()
-    if len(steps) > _MAX_EXPLAINED:
-        return []
-    digests = [digest for _, digest in steps]
-    value = start
-    for left_out, (event, digest) in enumerate(steps):
-        if _run(value, digests[left_out + 1 :]) == before:
-            return [event]
-        value = sha256(value + digest).digest()
-    return []
-
-
-def _named(event: BootEvent) -> str:
-    return f"event {event.number}, {event.type_name}: {event.description}"
+    return [*lines, *(f"PCR {pcr}: {described(event)}" for event, _ in steps[:_MAX_SHOWN])]

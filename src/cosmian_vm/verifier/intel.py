@@ -42,7 +42,8 @@ from cosmian_vm.verifier._intel_chain import (
     revoked,
 )
 from cosmian_vm.verifier._intel_collateral import QE_IDENTITY, CollateralFindings, examine_collateral
-from cosmian_vm.verifier._intel_tcb import TcbOutcome, evaluate, qe_problem
+from cosmian_vm.verifier._intel_tcb import REVOKED, UP_TO_DATE, TcbOutcome, evaluate, qe_problem
+from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import Check, Status, fail, ok, skip, warning
 
 __all__ = [
@@ -61,6 +62,14 @@ _QE_SIGNERS = {
 
 _PASSING = ("SWHardeningNeeded", "ConfigurationNeeded")
 """Statuses that pass with a warning: what they ask for is the administrator's own work, not older firmware."""
+
+_REMEDIES = {
+    REVOKED: "the platform's keys are compromised: leave it",
+    "TDRelaunchAdvised": "stop the VM and start it again",
+    "TDRelaunchAdvisedConfigurationNeeded": "stop the VM and start it again",
+    "ConfigurationAndSWHardeningNeeded": "the platform's firmware is to be configured by its operator",
+}
+_DEFAULT = Policy()
 
 _FETCH = "fetch Intel's collateral of this platform (TCB info, QE identity, CRLs) from Intel's PCS or a PCCS"
 
@@ -152,10 +161,12 @@ def verify_quote(
     now: datetime,
     *,
     crls: Sequence[x509.CertificateRevocationList] = (),
+    policy: Policy = _DEFAULT,
 ) -> list[Check]:
     """tee.signature, tee.chain, tee.revocation, tee.tcb, tee.debug, in this order.
 
     ``roots``: certificates that a chain may end in. ``now``: aware. ``crls``: further ones, beside the collateral's.
+    ``policy``: which TCB statuses and advisories pass.
     """
     crypto = examine_quote(quote, roots)
     findings = None if collateral is None else examine_collateral(collateral, roots, now)
@@ -173,7 +184,7 @@ def verify_quote(
         tcb = skip("tee.tcb", f"not asked: the platform is not known for sure (see {unsound or 'tee.chain'})")
     else:
         outcome = evaluate(quote, crypto.pck, collateral.tcb_info, collateral.qe_identity)
-        tcb = _judge_tcb(_second_opinion(outcome, quote, crypto.path, collateral, now), collateral)
+        tcb = _judge_tcb(_second_opinion(outcome, quote, crypto.path, collateral, now), collateral, policy)
     return [*genuine, tcb, debug_check(quote.body)]
 
 
@@ -247,24 +258,26 @@ def _revocation_check(crypto: QuoteCrypto, crls: Sequence[x509.CertificateRevoca
     return ok("tee.revocation", "neither the PCK certificate nor an authority above it is revoked")
 
 
-def _judge_tcb(outcome: TcbOutcome, collateral: IntelCollateral) -> Check:
+def _judge_tcb(outcome: TcbOutcome, collateral: IntelCollateral, policy: Policy) -> Check:
     level = f"TCB evaluation {collateral.tcb_info.tcb_evaluation_data_number}"
     advisories = tuple(ascii(advisory)[1:-1] for advisory in outcome.advisories)
     known = f" ({', '.join(advisories)})" if advisories else ""
-    if outcome.status is None:
+    status = outcome.status
+    if status is None:
         return fail("tee.tcb", outcome.problem, advisories)
-    if outcome.status == "UpToDate":
+    if status != UP_TO_DATE and (status == REVOKED or status not in {*_PASSING, *policy.tcb_statuses}):
+        remedy = _REMEDIES.get(status, "the platform's firmware is to be updated by its operator")
+        return fail("tee.tcb", f"{status} by {level}{known}: {remedy}", advisories)
+    refused = () if policy.advisories is None else tuple(a for a in advisories if a not in policy.advisories)
+    if refused:
+        line = f"{status} by {level}, but the policy does not accept {', '.join(refused)}"
+        return fail("tee.tcb", f"{line}: have the operator update it, or add them to the policy", advisories)
+    if status == UP_TO_DATE:
         return ok("tee.tcb", f"UpToDate by {level}", advisories)
-    if outcome.status in _PASSING:
-        remedy = "see that these advisories are followed on this machine"
-        return warning("tee.tcb", f"{outcome.status} by {level}{known}: {remedy}", advisories)
-    remedy = {
-        "Revoked": "the platform's keys are compromised: leave it",
-        "TDRelaunchAdvised": "stop the VM and start it again",
-        "TDRelaunchAdvisedConfigurationNeeded": "stop the VM and start it again",
-        "ConfigurationAndSWHardeningNeeded": "the platform's firmware is to be configured by its operator",
-    }.get(outcome.status, "the platform's firmware is to be updated by its operator")
-    return fail("tee.tcb", f"{outcome.status} by {level}{known}: {remedy}", advisories)
+    remedy = "see that these advisories are followed on this machine"
+    if status not in _PASSING:
+        remedy = "it passes because the policy names this status"
+    return warning("tee.tcb", f"{status} by {level}{known}: {remedy}", advisories)
 
 
 def _second_opinion(

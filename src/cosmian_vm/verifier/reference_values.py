@@ -14,14 +14,15 @@ from typing import Literal
 import msgspec
 
 from cosmian_vm.errors import EvidenceFormatError
-from cosmian_vm.evidence import ima, snp, tpm
+from cosmian_vm.evidence import ima, tpm
 from cosmian_vm.evidence.bundle import Evidence
-from cosmian_vm.reference.snapshot import BOOT_PCRS, FORMAT_VERSION, SevPolicy, Snapshot, TeePolicy, TpmPolicy
+from cosmian_vm.reference.snapshot import BOOT_PCRS, FORMAT_VERSION, Anchor, Snapshot, TeePolicy, TpmPolicy
+from cosmian_vm.reference.tee_values import tee_values
 from cosmian_vm.verifier.policy import Policy
 
 __all__ = ["ReferenceValues", "reference_from"]
 
-_COMPARED = ("tpm_policy", "ak_name", "boot_pcrs", "vmpl", "host_data")
+_COMPARED = ("tpm_policy", "ak_name", "boot_pcrs", "vmpl", "host_data", "rtmrs", "enclave")
 """Values that do not change between the two answers; the first is all that 1.3.x knows."""
 
 _CLOUDS: dict[str | None, Literal["AWS", "Azure", "GCP"]] = {"AWS": "AWS", "Azure": "Azure", "GCP": "GCP"}
@@ -37,41 +38,42 @@ class ReferenceValues:
     differences: tuple[str, ...]
 
 
-def reference_from(evidence: Evidence, draft: Snapshot, policy: Policy, *, now: datetime) -> ReferenceValues:
+def reference_from(
+    evidence: Evidence, draft: Snapshot, policy: Policy, *, now: datetime, anchor: Anchor | None = None
+) -> ReferenceValues:
     """Join the evidence, appraised and trusted, with the agent's ``draft`` of the snapshot (its file hashes).
 
-    ``now``: aware, written into the snapshot. Raises EvidenceFormatError if the evidence cannot be read: it was not
-    appraised then.
+    ``now``: aware, written into the snapshot. ``anchor``: who vouches for the AK (Appraisal.anchor). Raises
+    EvidenceFormatError if the evidence cannot be read: it was not appraised then.
     """
     if evidence.tee is None:
         raise EvidenceFormatError("TEE quote", "is missing")
-    report = snp.parse_evidence(evidence.tee).report
+    tee = tee_values(evidence.tee, cloud=draft.cloud_type if evidence.api == 1 else evidence.cloud)
     if evidence.api == 1:
-        old = _of_version_1(evidence, draft, report, policy)
+        old = _of_version_1(evidence, draft, tee["tee_policy"], policy)
         return ReferenceValues(old, tuple(_differences(draft, old)))
-    without_tpm = policy.without_tpm and evidence.tpm is None
+    enclave = "enclave" in tee  # has neither TPM nor IMA list
+    without_tpm = (policy.without_tpm or enclave) and evidence.tpm is None
     values = _tpm_values(evidence)
     owners = tuple(sorted(evidence.owners))
     snapshot = msgspec.structs.replace(
         draft,
         cloud_type=_CLOUDS.get(evidence.cloud),
-        tee_policy=TeePolicy(sev=SevPolicy.of_report(report, cloud=evidence.cloud)),
         filehashes=None if without_tpm else draft.filehashes,
         path_bytes={} if without_tpm else draft.path_bytes,
         version=FORMAT_VERSION,
         created=now.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         agent_version=evidence.agent_version or None,
         owners=owners,
-        vmpl=report.vmpl,
-        host_data=report.host_data.hex(),
-        reported_tcb=report.reported_tcb.hex(),
         without_tpm=without_tpm,
+        anchor=None if evidence.tpm is None else anchor or "operator",
+        **tee,
         **values,
     )
     return ReferenceValues(snapshot, tuple(_differences(draft, snapshot)))
 
 
-def _of_version_1(evidence: Evidence, draft: Snapshot, report: snp.SnpReport, policy: Policy) -> Snapshot:
+def _of_version_1(evidence: Evidence, draft: Snapshot, tee: TeePolicy, policy: Policy) -> Snapshot:
     """What 1.3.x records, and nothing more than whether a TPM is expected: version 1 of the API shows no boot PCRs and
     binds no AK.
     """
@@ -82,7 +84,7 @@ def _of_version_1(evidence: Evidence, draft: Snapshot, report: snp.SnpReport, po
         counters = TpmPolicy(reset_count=quote.reset_count, restart_count=quote.restart_count)
     return Snapshot(
         cloud_type=draft.cloud_type,
-        tee_policy=TeePolicy(sev=SevPolicy.of_report(report, cloud=draft.cloud_type)),
+        tee_policy=tee,
         tpm_policy=counters,
         filehashes=None if without_tpm else draft.filehashes,
         path_bytes={} if without_tpm else draft.path_bytes,
@@ -115,15 +117,22 @@ def _tpm_values(evidence: Evidence) -> dict[str, object]:
     return msgspec.structs.asdict(values)
 
 
-def _without_report_data(snapshot: Snapshot) -> SevPolicy | None:
+def _without_report_data(snapshot: Snapshot) -> object:
     """1.3.x agents write the report_data of a quote of theirs, which is of no value."""
-    return None if snapshot.sev is None else msgspec.structs.replace(snapshot.sev, report_data=None)
+    if snapshot.sev is not None:
+        return msgspec.structs.replace(snapshot.sev, report_data=None)
+    if snapshot.tdx is not None:
+        body: object = msgspec.structs.replace(snapshot.tdx.body, report_data=None)
+        return snapshot.tdx.header, body
+    if snapshot.sgx is not None:
+        return snapshot.sgx.header, msgspec.structs.replace(snapshot.sgx.body, report_data=None)
+    return None
 
 
 def _differences(draft: Snapshot, kept: Snapshot) -> list[str]:
     """What the agent's draft says of the platform, where it says anything, against what was appraised."""
     lines = []
-    if draft.sev is None or msgspec.structs.replace(draft.sev, report_data=None) != _without_report_data(kept):
+    if _without_report_data(draft) != _without_report_data(kept):
         lines.append("tee_policy: the agent's snapshot describes another TEE guest than its evidence")
     for name in _COMPARED if kept.version >= 2 else _COMPARED[:1]:
         said, appraised = getattr(draft, name), getattr(kept, name)

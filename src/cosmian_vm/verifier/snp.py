@@ -23,9 +23,10 @@ import msgspec
 from cryptography import x509
 
 from cosmian_vm.endorsements.amd import AmdEndorsements, ChipCertificate, is_pinned_root, names
-from cosmian_vm.evidence.binding import NONCE_SIZE
 from cosmian_vm.evidence.snp import SigningKey, SnpEvidence, SnpReport, decode_tcb
 from cosmian_vm.reference.snapshot import SevPolicy, Snapshot
+from cosmian_vm.verifier._report_data import check_report_data
+from cosmian_vm.verifier._snp_rules import launch_problems, platform_changes, platform_problems
 from cosmian_vm.verifier.amd_chain import (
     Chain,
     Gathered,
@@ -113,7 +114,7 @@ def appraise_snp(
         _revocation(origin, now),
         check_tcb(report, origin.chip, policy, reference),
         check_debug(report, reference, policy),
-        _report_data(report, report_data),
+        check_report_data(report.report_data, report_data),
         _measurement(report, reference, policy),
         _instance(report, reference, policy),
     ]
@@ -174,7 +175,7 @@ def check_tcb(
     """``tee.tcb``. The chip key is derived from the TCB: REPORTED_TCB must be the one in the certificate. The policy's
     minimum holds for all four TCBs: what is reported, what runs, what the host can go back to, what the guest started
     on. No component of REPORTED_TCB may be lower than in the snapshot: a host that goes back to firmware with known
-    holes could forge everything.
+    holes could forge everything. PLATFORM_INFO is as in the snapshot, and as the policy wants it.
     """
     if chip is None:
         return fail("tee.tcb", f"The firmware versions are unproven: {missing_certificate(report)}")
@@ -206,6 +207,12 @@ def check_tcb(
         low += [f"{name} is {now[name]}, it was {svn}" for name, svn in then.components.items() if now[name] < svn]
     if low:
         return fail("tee.tcb", f"The host's firmware is too old ({low[0]}): have the provider update it", low[1:])
+    host = platform_problems(report, policy.snp)
+    if reference is not None and reference.platform_info is not None:
+        host += platform_changes(report, reference.platform_info)
+    if host:
+        line = f"The host is set up otherwise than it should be ({host[0]}): ask the provider, or take a new snapshot"
+        return fail("tee.tcb", line, host[1:])
     details = [f"{which}: {tcb}" for which, tcb in others.items()]
     return ok("tee.tcb", f"Firmware versions are those of the chip's certificate: {reported}", details)
 
@@ -239,18 +246,6 @@ def _migration_expected(reference: Snapshot | None) -> bool:
     return launch is not None and bool(launch >> 18 & 1)
 
 
-def _report_data(report: SnpReport, expected: bytes | None) -> Check:
-    if expected is None:
-        return skip("tee.report_data", "Nothing is known that the report should be bound to")
-    if report.report_data == expected:
-        return ok("tee.report_data", "The report answers this request and is bound to this connection")
-    if report.report_data[:NONCE_SIZE] != expected[:NONCE_SIZE]:
-        line = "The report does not answer this request: it was made earlier, or for somebody else (replay)"
-    else:
-        line = "The report is bound to another TLS key or another TPM than this connection's: somebody is in between"
-    return fail("tee.report_data", line)
-
-
 _HEX_FIELDS = ("family_id", "image_id", "id_key_digest", "author_key_digest", "report_id_ma")
 _NUMBER_FIELDS = ("policy", "guest_svn")
 
@@ -259,6 +254,9 @@ def _measurement(report: SnpReport, reference: Snapshot | None, policy: Policy) 
     """``tee.measurement``. What a snapshot has no value for (a null of 1.3.x) is named, never passed over in silence;
     without a measurement there is nothing to compare.
     """
+    if problems := launch_problems(report, policy.snp):
+        line = f"This machine was launched otherwise than the policy allows ({problems[0]})"
+        return fail("tee.measurement", line, problems[1:])
     if reference is None:
         return skip("tee.measurement", "There is no snapshot to compare with")
     sev = reference.sev

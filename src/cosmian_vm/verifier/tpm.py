@@ -20,7 +20,6 @@ from cosmian_vm.errors import EvidenceFormatError
 from cosmian_vm.evidence.bundle import TpmEvidence
 from cosmian_vm.evidence.tpm import (
     Alg,
-    ObjectAttributes,
     PcrSelection,
     TpmPublic,
     TpmQuoteInfo,
@@ -34,7 +33,9 @@ from cosmian_vm.evidence.tpm import (
 )
 from cosmian_vm.reference.snapshot import Anchor, Snapshot
 from cosmian_vm.verifier._quoted import NOTHING_QUOTED, QuotedPcrs, listed_pcrs
-from cosmian_vm.verifier._tpm_signature import STRONG_HASHES, SigningKey, key_of, signature_problem
+from cosmian_vm.verifier._tpm_ak import AK_ATTRIBUTES, ak_problems
+from cosmian_vm.verifier._tpm_signature import SigningKey, key_of, signature_problem
+from cosmian_vm.verifier.anchor import OPERATOR, Anchored, rank
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import Check, fail, ok, skip, warning
 
@@ -51,27 +52,8 @@ __all__ = [
 
 TPM_CHECKS = ("tpm.ak", "tpm.signature", "tpm.nonce", "tpm.pcr_selection", "tpm.clock")
 
-AK_ATTRIBUTES = (
-    (ObjectAttributes.RESTRICTED, "restricted", "it signs whatever it is given, so its quotes can be made up"),
-    (ObjectAttributes.SIGN, "sign", "it is no signing key"),
-    (ObjectAttributes.FIXED_TPM, "fixedTPM", "it can be copied to another TPM"),
-    (ObjectAttributes.FIXED_PARENT, "fixedParent", "it can be moved to another TPM"),
-    (ObjectAttributes.SENSITIVE_DATA_ORIGIN, "sensitiveDataOrigin", "it was made outside the TPM"),
-)
-"""What an attestation key must be, and what it would mean if it were not."""
-
-_AK_MASK = sum(bit for bit, _, _ in AK_ATTRIBUTES)
-_DECRYPT = int(ObjectAttributes.DECRYPT)
-
-_ANCHORS: dict[Anchor, str] = {
-    "tee": "the TEE's own report vouches for it",
-    "svsm": "the TEE's service module holds it",
-    "certificate": "the TPM's maker certified it",
-    "operator": "only the cloud operator vouches for it: this TPM's word holds against everyone but the operator",
-}
 _ANSWERED = ok("tpm.nonce", "the quote answers this challenge, over this connection")
 _T = TypeVar("_T")
-_SIGNING_SCHEMES = frozenset({Alg.ECDSA, Alg.RSASSA, Alg.RSAPSS})
 _SHA256 = "sha256"
 _SHA256_ALG = int(Alg.SHA256)
 _NO_SCHEME = int(Alg.NULL)
@@ -136,13 +118,13 @@ def appraise_tpm(
     reference: Snapshot | None,
     policy: Policy,
     api: int,
-    anchor: Anchor = "operator",
+    anchored: Anchored = OPERATOR,
 ) -> list[Check]:
     """The checks of TPM_CHECKS, in that order.
 
     ``binding``: what extraData must be: the binding of version 2 (32 bytes), the nonce in version 1.
     ``expected_pcrs``: the PCRs that were asked for. ``reference``: None while a snapshot is being taken. ``api``: the
-    version that was spoken. ``anchor``: who vouches for the AK, as established by the caller. A reboot is a warning
+    version that was spoken. ``anchored``: who vouches for the AK (find_anchor). A reboot is a warning
     with ``policy.allow_reboot``: that AK, boot PCRs and the IMA log hold is for the caller to combine.
     """
     if tpm is None:
@@ -150,7 +132,7 @@ def appraise_tpm(
             return [skip(check_id, "no TPM is expected on this machine (--without-tpm)") for check_id in TPM_CHECKS]
         return [fail(check_id, f"{_NO_TPM}; {_NO_TPM_REMEDY}") for check_id in TPM_CHECKS]
     read = _read(tpm)
-    checks = [_check_ak(tpm, read, reference, api, anchor), _check_signature(tpm, read)]
+    checks = [_check_ak(tpm, read, reference, policy.anchors, anchored, api=api), _check_signature(tpm, read)]
     if isinstance(read.quote, EvidenceFormatError):
         line = f"the quote cannot be read ({read.quote})"
         return [*checks, *(fail(check_id, line) for check_id in TPM_CHECKS[2:])]
@@ -185,38 +167,42 @@ def quoted_pcrs(tpm: TpmEvidence | None) -> QuotedPcrs:
     return NOTHING_QUOTED
 
 
-def ak_problems(public: TpmPublic) -> list[str]:
-    """What keeps a key from being an attestation key."""
-    attributes = int(public.attributes)
-    problems = []
-    if attributes & _AK_MASK != _AK_MASK:
-        problems = [f"not {word}: {why}" for bit, word, why in AK_ATTRIBUTES if not attributes & bit]
-    if attributes & _DECRYPT:
-        problems.append("also a decryption key")
-    if public.name_alg not in STRONG_HASHES:
-        problems.append(f"named with {algorithm_name(public.name_alg)}, which is not accepted")
-    scheme = public.scheme
-    if scheme.scheme not in _SIGNING_SCHEMES or scheme.hash_alg not in STRONG_HASHES:
-        problems.append("without a fixed signing scheme of ECDSA, RSASSA or RSAPSS with SHA-256 or better")
-    return problems
-
-
-def _check_ak(tpm: TpmEvidence, read: _Read, reference: Snapshot | None, api: int, anchor: Anchor) -> Check:
+def _check_ak(
+    tpm: TpmEvidence,
+    read: _Read,
+    reference: Snapshot | None,
+    accepted: frozenset[Anchor],
+    anchored: Anchored,
+    *,
+    api: int,
+) -> Check:
     """Step 1. That the TEE's report_data names this key is ``tee.report_data``."""
     if isinstance(read.ak, EvidenceFormatError):
         return fail("tpm.ak", f"the attestation key cannot be used ({read.ak})")
-    if reference is None:
-        return _judge_ak(tpm.ak_public, None, None, api, anchor, named=True)
-    name_known = reference.ak_name is not None
-    return _judge_ak(tpm.ak_public, reference.ak_name, reference.anchor, api, anchor, named=name_known)
+    return _judge_ak(
+        tpm.ak_public,
+        None if reference is None else reference.ak_name,
+        None if reference is None else reference.anchor,
+        accepted,
+        anchored,
+        api=api,
+        named=reference is None or reference.ak_name is not None,
+    )
 
 
 @lru_cache(maxsize=64)
 def _judge_ak(
-    tpmt_public: bytes, expected: str | None, recorded: Anchor | None, api: int, anchor: Anchor, *, named: bool
+    tpmt_public: bytes,
+    expected: str | None,
+    recorded: Anchor | None,
+    accepted: frozenset[Anchor],
+    anchored: Anchored,
+    *,
+    api: int,
+    named: bool,
 ) -> Check:
-    """``expected``, ``recorded``: the snapshot's AK name in hex and its anchor. ``named``: False where a snapshot is
-    there and names no AK. Kept like load_ak.
+    """``expected``, ``recorded``: the snapshot's AK name in hex and its anchor. ``accepted``: the policy's anchors.
+    ``named``: False where a snapshot is there and names no AK. Kept like load_ak.
     """
     ak = load_ak(tpmt_public)
     if ak.problems:
@@ -227,10 +213,16 @@ def _judge_ak(
         details.append(f"the snapshot has {expected}")
         line = "the attestation key is not the snapshot's: another TPM, or this one was cleared"
         return fail("tpm.ak", f"{line}; take a new snapshot only if you know why", details)
-    if anchor == "operator" and recorded not in (None, "operator"):
+    details += anchored.details
+    if anchored.problem:
+        return fail("tpm.ak", f"the attestation key is not what it is said to be: {anchored.problem}", details)
+    anchor = anchored.anchor
+    if recorded is not None and rank(anchor) < rank(recorded):
         line = f"the snapshot's anchor of the attestation key was {recorded!r}, now it is {anchor!r}"
         return fail("tpm.ak", f"{line}: what vouched for the key is gone", details)
-    line = f"the attestation key has the anchor {anchor!r}: {_ANCHORS[anchor]}"
+    line = f"the attestation key has the anchor {anchor!r}: {anchored.line}"
+    if anchor not in accepted:
+        return fail("tpm.ak", f"{line}; the policy accepts {', '.join(sorted(accepted)) or 'none'}", details)
     if api == 1:
         return warning("tpm.ak", f"the attestation key is a proper one, but {_RELAY}", [*details, line])
     if not named:
