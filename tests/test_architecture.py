@@ -17,7 +17,7 @@ _NETWORK = {"socket", "ssl", "http", "urllib"}
 _PURE_NEVER = _NETWORK | {"subprocess", "time", "random", "secrets", "os", "pathlib", "tempfile"}
 _BASE = {"errors", "_reader"}
 _VERIFIER = {"evidence", "endorsements", "certificates", "reference.snapshot", "reference.whitelist", "verifier"}
-_VERIFIER |= {"reference.build_reference"}
+_VERIFIER |= {"reference.build_reference", "reference.tee_values"}
 LAW: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), _PURE_NEVER | {"cryptography", "msgspec"}),
     "_reader": ({"errors"}, _PURE_NEVER | {"cryptography", "msgspec"}),
@@ -32,6 +32,10 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "reference.uki": (_BASE, _PURE_NEVER | {"cryptography"}),
     "reference.snapshot": (
         _BASE | {"evidence", "reference._files", "reference._policies"},
+        _NETWORK | {"subprocess", "cryptography"},
+    ),
+    "reference.tee_values": (
+        _BASE | {"evidence", "reference.snapshot"},
         _NETWORK | {"subprocess", "cryptography"},
     ),
     "reference.whitelist": (_BASE | {"evidence"}, _PURE_NEVER),

@@ -14,10 +14,12 @@ from cryptography import x509
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.machine import Machine
 from cosmian_vm.endorsements.amd import AmdEndorsements
+from cosmian_vm.endorsements.intel_collateral import IntelCollateral
 from cosmian_vm.evidence.bundle import Evidence
 from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.reference.snapshot import Snapshot
 from cosmian_vm.reference.whitelist import Whitelist
+from cosmian_vm.verifier._tpm_certificates import TpmRoots
 from cosmian_vm.verifier.appraisal import appraise
 from cosmian_vm.verifier.ima import ImaState
 from cosmian_vm.verifier.policy import Policy
@@ -40,6 +42,8 @@ class Judge:
     whitelist: Whitelist | None = None
     prior: ImaState | None = None
     build: BuildReference | None = None
+    collateral: IntelCollateral | None = None
+    tpm_roots: TpmRoots = TpmRoots()  # noqa: RUF009 - frozen
 
     def verdict(self, evidence: Evidence, endorsements: AmdEndorsements | None = None) -> Verdict:
         from cosmian_vm.endorsements.amd import collect
@@ -55,6 +59,8 @@ class Judge:
             whitelist=self.whitelist,
             prior=self.prior,
             build=self.build,
+            collateral=self.collateral,
+            tpm_roots=self.tpm_roots,
         ).verdict
 
     def failed(self, evidence: Evidence, endorsements: AmdEndorsements | None = None) -> set[str]:

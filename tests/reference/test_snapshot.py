@@ -82,6 +82,7 @@ V2: dict[str, Any] = {
     "vmpl": 0,
     "host_data": "00" * 32,
     "reported_tcb": "04000000000018db",
+    "platform_info": 3,
     "enclave": None,
     "without_tpm": False,
     "ima_policy": [["/etc/ima/ima-policy", SHA256]],

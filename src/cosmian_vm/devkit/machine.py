@@ -21,11 +21,12 @@ from typing import Any
 
 from cryptography import x509
 
-from cosmian_vm.attester.platform import Platform
+from cosmian_vm.attester.platform import Platform, TeeDevice, TeeQuote
 from cosmian_vm.certificates import SelfSigned, leaf_der, self_signed, spki_sha256
 from cosmian_vm.devkit.amd import AmdVendor
 from cosmian_vm.devkit.boot_log import BootEvent, default_boot, extend_boot, serialise_boot
 from cosmian_vm.devkit.ima import IMA_POLICY_PATH, SoftwareIma
+from cosmian_vm.devkit.intel_tee import SimulatedTd
 from cosmian_vm.devkit.soft_tpm import SoftTpm
 from cosmian_vm.devkit.tee import SimulatedTee
 from cosmian_vm.endorsements.amd import AmdEndorsements, collect
@@ -38,12 +39,11 @@ from cosmian_vm.reference.build_reference import FORMAT, VERSION, BuildReference
 from cosmian_vm.reference.snapshot import (
     BOOT_PCRS,
     FORMAT_VERSION,
-    SevPolicy,
     Snapshot,
-    TeePolicy,
     TpmPolicy,
     file_entries,
 )
+from cosmian_vm.reference.tee_values import tee_values
 
 __all__ = ["DEFAULT_FILES", "PREDICTED_PCRS", "Machine", "MemoryLogs"]
 
@@ -82,8 +82,8 @@ class MemoryLogs:
         return self.machine.boot_event_log()
 
     def cc_event_log(self) -> bytes | None:
-        """None: this machine is no TD."""
-        return None
+        """The CCEL of a TD."""
+        return self.machine.cc_event_log()
 
 
 @dataclass(kw_only=True)
@@ -91,7 +91,7 @@ class Machine:
     """A simulated confidential VM; see the head of this module.
 
     ``files``: path to content of what is on disk. ``forged_ima_log``, ``forged_boot_log``: handed out instead of the
-    true lists where set.
+    true lists where set. ``device``: another TEE than ``tee``, which is then left alone.
     """
 
     vendor: AmdVendor
@@ -106,6 +106,7 @@ class Machine:
     cloud: str | None = None
     forged_ima_log: bytes | None = None
     forged_boot_log: bytes | None = None
+    device: TeeDevice | None = None
 
     @classmethod
     def create(
@@ -189,7 +190,7 @@ class Machine:
 
     def platform(self) -> Platform:
         """The same machine as an agent sees it."""
-        return Platform(tee=self.tee, tpm=self.tpm, logs=MemoryLogs(machine=self), cloud=self.cloud)
+        return Platform(tee=self.device or self.tee, tpm=self.tpm, logs=MemoryLogs(machine=self), cloud=self.cloud)
 
     def evidence(
         self,
@@ -211,23 +212,28 @@ class Machine:
         ak = None if self.tpm is None else self.tpm.ak_public()
         binding = compute_binding(nonce, spki_sha256(bound_to), ak) if api == 2 else b""
         tpm = None if self.tpm is None else self._tpm_evidence(self.tpm, nonce if api == 1 else binding, api)
-        tee, endorsements = self._tee_evidence(
-            report_data(nonce, binding) if api == 2 else report_data_v1(nonce, bound_to), api
-        )
+        quote = self._tee_quote(report_data(nonce, binding) if api == 2 else report_data_v1(nonce, bound_to))
         return Evidence(
             api=api,
-            tee=tee,
+            tee=None if quote is None else quote.raw if api == 2 else serialise_v1(quote.raw, quote.endorsements),
             tpm=tpm,
             ima_log=_from_entry(self.ima_log(), ima_from),
             boot_event_log=self.boot_event_log() if api == 2 else None,
             tls=TlsPeer(leaf=self.leaf, trusted=trusted),
-            endorsements=endorsements,
+            endorsements=() if quote is None or api == 1 else quote.endorsements,
             ima_from=ima_from,
             owners=self.owners if api == 2 else (),
             cloud=self.cloud,
             agent_version="devkit",
             applications=tuple(applications),
+            hcl_report=None if quote is None else quote.hcl_report,
+            cc_event_log=self.cc_event_log(),
+            svsm=None if quote is None else quote.svsm,
         )
+
+    def cc_event_log(self) -> bytes | None:
+        """The CCEL of a TD, None on another machine."""
+        return self.device.cc_event_log() if isinstance(self.device, SimulatedTd) else None
 
     def endorsements(self, evidence: Evidence) -> AmdEndorsements:
         """What a client makes of the certificates and CRLs that came along."""
@@ -235,14 +241,9 @@ class Machine:
 
     def snapshot(self) -> Snapshot:
         """Reference values of this machine as it is now, from its own knowledge and not from evidence."""
-        tee = self.tee or SimulatedTee.launch(self.vendor, instance=self.instance)
-        report = parse_report(tee.quote(bytes(64)).raw)
+        tee = self.device or self.tee or SimulatedTee.launch(self.vendor, instance=self.instance)
         values: dict[str, Any] = {
-            "tee_policy": TeePolicy(sev=SevPolicy.of_report(report)),
-            "vmpl": report.vmpl,
-            "host_data": report.host_data.hex(),
-            "reported_tcb": report.reported_tcb.hex(),
-            "platform_info": report.platform_info,
+            **tee_values(tee.quote(bytes(64)).raw, cloud=self.cloud),
             "version": FORMAT_VERSION,
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "agent_version": "devkit",
@@ -318,13 +319,9 @@ class Machine:
             ak_certificate=tpm.ak_certificate() if api == 2 else None,
         )
 
-    def _tee_evidence(self, data: bytes, api: int) -> tuple[bytes | None, tuple[bytes, ...]]:
-        if self.tee is None:
-            return None, ()
-        quote = self.tee.quote(data)
-        if api == 2:
-            return quote.raw, quote.endorsements
-        return serialise_v1(quote.raw, quote.endorsements), ()
+    def _tee_quote(self, data: bytes) -> TeeQuote | None:
+        tee = self.device or self.tee
+        return None if tee is None else tee.quote(data)
 
 
 def _from_entry(log: bytes | None, first: int) -> bytes | None:

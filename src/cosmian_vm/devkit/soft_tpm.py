@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import new as new_hash
 from hashlib import sha256
 
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -24,6 +24,7 @@ from cosmian_vm.evidence.tpm import (
     Curve,
     EccParameters,
     ObjectAttributes,
+    RsaParameters,
     Scheme,
     Symmetric,
     TpmPublic,
@@ -67,7 +68,8 @@ class SoftTpm:
     """A TpmDevice and PcrBanks. ``seed`` decides the AK: the same seed, the same key.
 
     ``pcrs``: values by bank and index. ``clock``: milliseconds; each quote takes some. ``attributes``, ``scheme``: of
-    the AK's public area. ``bank``, ``selection``: what is quoted instead of what is asked, where set.
+    the AK's public area. ``bank``, ``selection``: what is quoted instead of what is asked, where set. ``rsa_key``: an
+    AK of RSA, as Azure's vTPM has.
     """
 
     seed: bytes = b"a simulated TPM"
@@ -82,10 +84,11 @@ class SoftTpm:
     bank: str = "sha256"
     selection: tuple[int, ...] | None = None
     certificate: bytes | None = None
+    rsa_key: rsa.RSAPrivateKey | None = None
 
     @property
     def key(self) -> ec.EllipticCurvePrivateKey:
-        """The AK's private key. No real TPM would say."""
+        """The AK's private key, where it is none of RSA. No real TPM would say."""
         number = int.from_bytes(sha256(b"cosmian-vm devkit AK\x00" + self.seed).digest())
         return ec.derive_private_key(number >> 1 | 1, ec.SECP256R1())
 
@@ -98,11 +101,16 @@ class SoftTpm:
 
     def ak_public(self) -> bytes:
         """TPMT_PUBLIC of the AK."""
-        point = self.key.public_key().public_numbers()
-        parameters = EccParameters(
-            Symmetric(), self.scheme, Curve.NIST_P256, Scheme(), point.x.to_bytes(32), point.y.to_bytes(32)
-        )
-        return serialise_public(TpmPublic(Alg.SHA256, self.attributes, b"", parameters))
+        numbers = (self.rsa_key or self.key).public_key().public_numbers()
+        if isinstance(numbers, rsa.RSAPublicNumbers):
+            size = numbers.n.bit_length()
+            own: RsaParameters | EccParameters = RsaParameters(
+                Symmetric(), Scheme(Alg.RSASSA, Alg.SHA256), size, 0, numbers.n.to_bytes(size // 8)
+            )
+        else:
+            x, y = numbers.x.to_bytes(32), numbers.y.to_bytes(32)
+            own = EccParameters(Symmetric(), self.scheme, Curve.NIST_P256, Scheme(), x, y)
+        return serialise_public(TpmPublic(Alg.SHA256, self.attributes, b"", own))
 
     def ak_certificate(self) -> bytes | None:
         """``certificate``."""
@@ -158,7 +166,11 @@ class SoftTpm:
 
     def sign(self, attest: bytes) -> bytes:
         """TPMT_SIGNATURE of anything at all: what a restricted key would refuse."""
-        r, s = decode_dss_signature(self.key.sign(attest, ec.ECDSA(SHA256())))
+        key = self.rsa_key or self.key
+        if isinstance(key, rsa.RSAPrivateKey):
+            made = key.sign(attest, padding.PKCS1v15(), SHA256())
+            return serialise_signature(TpmSignature(Alg.RSASSA, Alg.SHA256, rsa=made))
+        r, s = decode_dss_signature(key.sign(attest, ec.ECDSA(SHA256())))
         return serialise_signature(TpmSignature(Alg.ECDSA, Alg.SHA256, r=r.to_bytes(32), s=s.to_bytes(32)))
 
     def _claimed(self, wanted: Iterable[int]) -> dict[int, bytes]:

@@ -107,10 +107,7 @@ def appraise(
 
     Never raises for anything that the evidence contains.
     """
-    if reference is not None and reference.without_tpm:
-        policy = replace(policy, without_tpm=True)
-    if build is not None:
-        policy = replace(policy, without_tpm=False)  # what was built is compared with what a TPM quotes, or not at all
+    policy = _with_references(policy, reference, build)
     lower = replace(policy, api=1) if evidence.api == 1 else policy  # that nobody asked for version 1 fails elsewhere
     expected = _expected(evidence, policy, nonce)
     against = Against(expected, endorsements, collateral, reference, build, roots, tpm_roots, now)
@@ -136,15 +133,18 @@ def appraise(
     checks.append(_owner(evidence, reference, policy))
     checks = _settled(checks, evidence, against, policy)
     if policy.allow_reboot and not _reboot_is_excusable(checks, reference):
-        strict = replace(lower, allow_reboot=False)
-        once_more = (*appraise_tee(evidence, against, strict).checks, *_tpm_checks(evidence, against, strict, anchored))
-        again = {check.id: check for check in once_more}
-        checks = [again.get(c.id, c) if c.id in _REBOOT_CHECKS else c for c in checks]
+        checks = _without_excuse(checks, evidence, against, replace(lower, allow_reboot=False), anchored)
     checks = [_as_strict(check, policy) for check in checks]
     required = required_checks(reference, policy, build)
     verdict = Verdict(_in_order(with_required(checks, required)))
     anchor = None if evidence.tpm is None or anchored.problem else anchored.anchor
     return Appraisal(verdict, ima.state if verdict.trusted else None, anchor)
+
+
+def _with_references(policy: Policy, reference: Snapshot | None, build: BuildReference | None) -> Policy:
+    if build is not None:
+        return replace(policy, without_tpm=False)  # what was built is compared with what a TPM quotes, or not at all
+    return replace(policy, without_tpm=True) if reference is not None and reference.without_tpm else policy
 
 
 def required_checks(reference: Snapshot | None, policy: Policy, build: BuildReference | None = None) -> frozenset[str]:
@@ -353,6 +353,15 @@ def _settle_version_1(checks: list[Check], evidence: Evidence, reference: Snapsh
         else:
             settled.append(check)
     return settled
+
+
+def _without_excuse(
+    checks: list[Check], evidence: Evidence, against: Against, policy: Policy, anchored: Anchored
+) -> list[Check]:
+    """The same checks, those that a reboot fails asked once more under a ``policy`` that allows none."""
+    once_more = (*appraise_tee(evidence, against, policy).checks, *_tpm_checks(evidence, against, policy, anchored))
+    again = {check.id: check for check in once_more}
+    return [again.get(c.id, c) if c.id in _REBOOT_CHECKS else c for c in checks]
 
 
 def _reboot_is_excusable(checks: Sequence[Check], reference: Snapshot | None) -> bool:
