@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from cosmian_vm.errors import EvidenceFormatError
+from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk, SvsmReport, TpmEvidence
 
 __all__ = [
     "ACTIVATE",
@@ -47,6 +48,10 @@ __all__ = [
     "VersionAnswer",
     "decode_base64_unpadded",
     "encode_base64_unpadded",
+    "svsm_answer",
+    "svsm_report",
+    "tpm_answer",
+    "tpm_evidence",
 ]
 
 API_VERSIONS = (1, 2)
@@ -200,6 +205,56 @@ class TpmQuoteV1(msgspec.Struct, frozen=True, kw_only=True):
     quote: str
     signature: str
     public_key: str
+
+
+def tpm_answer(told: TpmEvidence) -> TpmAnswer:
+    """A TPM's word, for the wire."""
+    platform, ek = told.platform_ak, told.ek
+    return TpmAnswer(
+        quote=told.quote,
+        signature=told.signature,
+        ak_public=told.ak_public,
+        pcrs=[told.pcrs[index] for index in sorted(told.pcrs)],
+        ak_certificate=told.ak_certificate,
+        platform_ak=platform
+        and PlatformAkAnswer(
+            public=platform.public,
+            attest=platform.attest,
+            signature=platform.signature,
+            certificates=list(platform.certificates),
+        ),
+        ek=ek and EkAnswer(public=ek.public, certificates=list(ek.certificates)),
+    )
+
+
+def tpm_evidence(told: TpmAnswer) -> TpmEvidence:
+    """A TPM's word, off the wire."""
+    platform, ek = told.platform_ak, told.ek
+    return TpmEvidence(
+        quote=told.quote,
+        signature=told.signature,
+        ak_public=told.ak_public,
+        pcrs=dict(enumerate(told.pcrs)),
+        ak_certificate=told.ak_certificate,
+        platform_ak=platform
+        and PlatformAk(
+            public=platform.public,
+            attest=platform.attest,
+            signature=platform.signature,
+            certificates=tuple(platform.certificates),
+        ),
+        ek=ek and EndorsementKey(public=ek.public, certificates=tuple(ek.certificates)),
+    )
+
+
+def svsm_answer(told: SvsmReport | None) -> SvsmAnswer | None:
+    """An SVSM's word, for the wire."""
+    return told and SvsmAnswer(report=told.report, manifest=told.manifest)
+
+
+def svsm_report(told: SvsmAnswer | None) -> SvsmReport | None:
+    """An SVSM's word, off the wire."""
+    return told and SvsmReport(report=told.report, manifest=told.manifest)
 
 
 def encode_base64_unpadded(raw: bytes) -> str:

@@ -17,10 +17,11 @@ from cosmian_vm.agent import snapshot_build, snapshot_job
 from cosmian_vm.agent.config import AgentConfig
 from cosmian_vm.agent.snapshot_build import hash_algorithm, measured_files
 from cosmian_vm.attester.platform import Platform
+from cosmian_vm.devkit.intel import IntelVendor
+from cosmian_vm.devkit.intel_tee import SimulatedEnclave, SimulatedTd
 from cosmian_vm.devkit.machine import Machine
 from cosmian_vm.errors import AttesterError
 from cosmian_vm.evidence import ima, snp, tpm
-from cosmian_vm.evidence.bundle import TeeKind
 from cosmian_vm.reference.filesystem import walk_and_hash
 from cosmian_vm.reference.snapshot import BOOT_PCRS, Snapshot, parse
 
@@ -238,16 +239,24 @@ def test_without_ima_or_tpm_there_are_no_file_hashes(talk: Talk, platform: Platf
     assert (no_tpm.filehashes, no_tpm.tpm_policy) == (None, None)
 
 
-def test_a_machine_that_snapshots_do_not_know_is_told_at_once(talk: Talk, platform: Platform) -> None:
-    class Tee:
-        kind = TeeKind.TDX
+def test_a_machine_without_a_tee_is_told_at_once(talk: Talk, platform: Platform) -> None:
+    reply = talk(wait_for_snapshot, platform=replace(platform, tee=None))
+    assert (reply.status, "no TEE" in reply.text) == (500, True)
 
-        def quote(self, report_data: bytes) -> Any:
-            raise AssertionError
 
-    for other, words in ((None, "no TEE"), (Tee(), "tdx machines")):
-        reply = talk(wait_for_snapshot, platform=replace(platform, tee=other))
-        assert (reply.status, words in reply.text) == (500, True)
+def test_a_td_and_an_enclave(talk: Talk, platform: Platform) -> None:
+    intel = IntelVendor.create()
+    td = SimulatedTd(vendor=intel)
+    snapshot = taken(talk, platform=replace(platform, tee=td))
+    assert snapshot.tdx is not None
+    assert snapshot.tdx.body.mr_td == td.fields["mr_td"].hex()
+    assert snapshot.rtmrs == tuple(value.hex() for value in td.rtmrs().values())
+    enclave = SimulatedEnclave(vendor=intel)
+    snapshot = taken(talk, platform=replace(platform, tee=enclave, tpm=None))
+    assert snapshot.sgx is not None
+    assert snapshot.sgx.body.mr_enclave == "11" * 32
+    assert snapshot.enclave is not None
+    assert snapshot.enclave.isv_svn == 3
 
 
 # What the list names, against the disk

@@ -56,6 +56,7 @@ def judge(
         whitelist=whitelist,
         build=build,
         collateral=gathered.collateral,
+        tpm_roots=setup.tpm_roots,
     )
     hashes = None if reference is None else reference.filehashes
     return Outcome(

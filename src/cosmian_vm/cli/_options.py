@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 
-__all__ = ["api_option", "appraisal_options"]
+__all__ = ["Chosen", "api_option", "appraisal_options"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -20,9 +21,25 @@ api_option = click.option(
 )
 
 
+class Chosen(NamedTuple):
+    """What the user gave beside the agent's answer: values of the options of ``appraisal_options``."""
+
+    trust_roots: tuple[str, ...]
+    tpm_roots: tuple[str, ...]
+    endorsements: tuple[str, ...]
+    policy: str | None
+    offline: bool
+
+
 def appraisal_options(function: _Function) -> _Function:
-    """What a verdict is based on beside the machine's answer: roots and endorsements."""
+    """What a verdict is based on beside the machine's answer: the command gets it as ``chosen``."""
     options = (
+        click.option(
+            "--policy",
+            metavar="FILE",
+            help="What to accept beyond the snapshot: minimum firmware, TCB statuses, required checks, roots "
+            "(cosmian_vm policy show prints one, every key explained).",
+        ),
         click.option(
             "--trust-root",
             "trust_roots",
@@ -30,6 +47,14 @@ def appraisal_options(function: _Function) -> _Function:
             multiple=True,
             help="Trust this root certificate too, beside the hardware makers' (a simulated machine's, say). Every "
             "verdict says so. May be given several times.",
+        ),
+        click.option(
+            "--tpm-root",
+            "tpm_roots",
+            metavar="PEM",
+            multiple=True,
+            help="Root certificate of a maker of TPMs: a TPM that it certified is trusted against the cloud's operator "
+            "too. May be given several times.",
         ),
         click.option(
             "--endorsements",
@@ -40,6 +65,13 @@ def appraisal_options(function: _Function) -> _Function:
         ),
         click.option("--offline", is_flag=True, help="Do not ask the hardware maker for what is missing."),
     )
+
+    @wraps(function)
+    def packed(*args: object, **kwargs: object) -> object:
+        chosen = Chosen._make(kwargs.pop(name) for name in Chosen._fields)
+        return function(*args, chosen=chosen, **kwargs)
+
+    command: Any = packed
     for option in reversed(options):
-        function = option(function)
-    return function
+        command = option(command)
+    return cast(_Function, command)

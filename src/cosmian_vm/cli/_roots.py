@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from cryptography import x509
 
 from cosmian_vm.cli._common import read_file
+from cosmian_vm.cli._options import Chosen
+from cosmian_vm.cli._session import Setup
 from cosmian_vm.client import one_line
 from cosmian_vm.endorsements.amd import collect, is_pinned_root, load_certificate
 from cosmian_vm.errors import EndorsementError, InputError
+from cosmian_vm.verifier._tpm_certificates import TpmRoots
+from cosmian_vm.verifier.policy_file import MAX_POLICY_SIZE, PolicyFile, parse_policy
 
-__all__ = ["load_endorsements", "load_roots"]
+__all__ = ["load_endorsements", "load_roots", "load_setup"]
 
 
 def load_endorsements(paths: Sequence[str]) -> tuple[bytes, ...]:
@@ -25,6 +30,34 @@ def load_endorsements(paths: Sequence[str]) -> tuple[bytes, ...]:
             raise InputError(f"{path}: neither certificates nor revocation lists: {exc}") from exc
         blobs.append(raw)
     return tuple(blobs)
+
+
+def load_setup(chosen: Chosen) -> Setup:
+    """Policy file, roots and endorsements that the options name. Raises InputError."""
+    file, folder = PolicyFile(), Path()
+    if chosen.policy is not None:
+        file = parse_policy(read_file(chosen.policy, MAX_POLICY_SIZE), chosen.policy)
+        folder = Path(chosen.policy).parent
+
+    def beside(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(str(folder / name) for name in names)
+
+    blobs = load_endorsements(chosen.endorsements)
+    roots, notes = load_roots((*chosen.trust_roots, *beside(file.roots)))
+    makers = _tpm_roots((*chosen.tpm_roots, *beside(file.tpm_roots)))
+    return Setup(
+        policy=file.policy,
+        roots=roots,
+        tpm_roots=TpmRoots(makers, _tpm_roots(beside(file.operator_roots))),
+        endorsements=blobs,
+        offline=chosen.offline,
+        pccs=file.pccs,
+        notes=notes,
+    )
+
+
+def _tpm_roots(paths: Sequence[str]) -> tuple[x509.Certificate, ...]:
+    return tuple(certificate for path in paths for certificate in _certificates(path))
 
 
 def load_roots(paths: Sequence[str]) -> tuple[tuple[x509.Certificate, ...], tuple[str, ...]]:

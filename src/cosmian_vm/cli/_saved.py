@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from cosmian_vm.evidence.bundle import Evidence, tee_kind
-from cosmian_vm.wire import SavedEvidence, TpmAnswer
+from cosmian_vm.wire import SavedEvidence, svsm_answer, tpm_answer
 
 __all__ = ["evidence_file"]
 
@@ -13,22 +13,13 @@ __all__ = ["evidence_file"]
 def evidence_file(evidence: Evidence, nonce: bytes) -> bytes:
     """The whole of it as JSON, with the nonce and the TLS certificate that it is bound to."""
     kind = None if evidence.tee is None else tee_kind(evidence.tee)
-    tpm = None
-    if evidence.tpm is not None:
-        tpm = TpmAnswer(
-            quote=evidence.tpm.quote,
-            signature=evidence.tpm.signature,
-            ak_public=evidence.tpm.ak_public,
-            pcrs=[evidence.tpm.pcrs[index] for index in sorted(evidence.tpm.pcrs)],
-            ak_certificate=evidence.tpm.ak_certificate,
-        )
     saved = SavedEvidence(
         api=evidence.api,
         agent_version=evidence.agent_version,
         tee_kind=kind,
         tee_quote=evidence.tee,
         endorsements=list(evidence.endorsements),
-        tpm=tpm,
+        tpm=evidence.tpm and tpm_answer(evidence.tpm),
         boot_event_log=evidence.boot_event_log,
         ima_log=evidence.ima_log,
         ima_from=evidence.ima_from,
@@ -36,5 +27,8 @@ def evidence_file(evidence: Evidence, nonce: bytes) -> bytes:
         cloud=evidence.cloud,
         nonce=nonce,
         tls_certificate=evidence.tls.leaf,
+        hcl_report=evidence.hcl_report,
+        cc_event_log=evidence.cc_event_log,
+        svsm=svsm_answer(evidence.svsm),
     )
     return msgspec.json.encode(saved) + b"\n"

@@ -14,32 +14,40 @@ import msgspec
 
 from cosmian_vm.cli._common import working
 from cosmian_vm.client import AgentClient, application_peer
-from cosmian_vm.errors import RefusedError, TransportError
+from cosmian_vm.errors import EvidenceFormatError, RefusedError, TransportError
 from cosmian_vm.evidence.binding import NONCE_SIZE
-from cosmian_vm.evidence.bundle import Evidence
+from cosmian_vm.evidence.bundle import Activation, Evidence
+from cosmian_vm.evidence.tpm import name as tpm_name
 
 if TYPE_CHECKING:
     from cryptography import x509
 
+    from cosmian_vm.cli._options import Chosen
     from cosmian_vm.cli.render import Outcome
     from cosmian_vm.reference.build_reference import BuildReference
     from cosmian_vm.reference.snapshot import Snapshot
     from cosmian_vm.reference.whitelist import Whitelist
+    from cosmian_vm.verifier._tpm_certificates import TpmRoots
     from cosmian_vm.verifier.policy import Policy
 
 __all__ = ["Examined", "Setup", "examine", "setup_from"]
 
 _NOT_FOUND = 404
+_CREDENTIAL_SIZE = 32
+_SEED_SIZE = 64
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """What the user gave beside the agent's answer. ``roots``: trusted beside the pinned ones. ``notes``: to be said on
-    every verdict.
+    every verdict. ``pccs``: whom to ask for Intel's collateral, None: Intel.
     """
 
+    policy: Policy
     roots: tuple[x509.Certificate, ...] = ()
+    tpm_roots: TpmRoots
     endorsements: tuple[bytes, ...] = ()
     offline: bool = False
+    pccs: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -51,15 +59,16 @@ class Examined(msgspec.Struct, frozen=True):
     outcome: Outcome
 
 
-def setup_from(trust_roots: Sequence[str], endorsements: Sequence[str], *, offline: bool) -> Setup:
+def setup_from(chosen: Chosen) -> Setup:
     """Read what the options name. Raises InputError."""
-    if not trust_roots and not endorsements:
-        return Setup(offline=offline)
-    from cosmian_vm.cli._roots import load_endorsements, load_roots
+    from cosmian_vm.verifier._tpm_certificates import TpmRoots
+    from cosmian_vm.verifier.policy import Policy
 
-    blobs = load_endorsements(endorsements)
-    roots, notes = load_roots(trust_roots)
-    return Setup(roots=roots, endorsements=blobs, offline=offline, notes=notes)
+    if not (chosen.trust_roots or chosen.tpm_roots or chosen.endorsements or chosen.policy):
+        return Setup(policy=Policy(), tpm_roots=TpmRoots(), offline=chosen.offline)
+    from cosmian_vm.cli._roots import load_setup
+
+    return load_setup(chosen)
 
 
 def examine(
@@ -84,7 +93,7 @@ def examine(
     with working(f"Asking {client.url} for evidence", quiet=quiet):
         evidence = _evidence(client, nonce, policy)
         peers = tuple(application_peer(address, client.timeout) for address in applications)
-        evidence = replace(evidence, applications=peers)
+        evidence = replace(evidence, applications=peers, activation=_activate(client, evidence))
         from cosmian_vm.cli._judge import judge
 
         outcome = judge(
@@ -101,6 +110,28 @@ def examine(
             applications=applications,
         )
     return Examined(evidence, nonce, outcome)
+
+
+def _activate(client: AgentClient, evidence: Evidence) -> Activation | None:
+    """Have the machine prove that the AK is in the TPM of its EK, where that EK has anything to show."""
+    tpm = evidence.tpm
+    if tpm is None or tpm.ek is None or evidence.hcl_report is not None:
+        return None
+    if not tpm.ek.certificates and evidence.svsm is None:
+        return None
+    from cosmian_vm.verifier.credential import make_credential
+
+    secret = os.urandom(_CREDENTIAL_SIZE)
+    try:
+        ak_name = tpm_name(tpm.ak_public)
+        made = make_credential(tpm.ek.public, ak_name, secret, seed=os.urandom(_SEED_SIZE))
+    except EvidenceFormatError:
+        return None  # what cannot be read vouches for nothing
+    try:
+        answered = client.activate(made.credential_blob, made.secret)
+    except RefusedError:
+        answered = b""
+    return Activation(ek_public=tpm.ek.public, ak_name=ak_name, expected=secret, answered=answered)
 
 
 def _load_verifier() -> None:

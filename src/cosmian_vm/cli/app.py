@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, read_file, target_of
-from cosmian_vm.cli._options import appraisal_options
+from cosmian_vm.cli._options import Chosen, appraisal_options
 
 __all__ = ["command"]
 
@@ -55,9 +57,7 @@ def init(
     snapshot_file: str | None,
     allow_reboot: bool,
     without_tpm: bool,
-    trust_roots: tuple[str, ...],
-    endorsements: tuple[str, ...],
-    offline: bool,
+    chosen: Chosen,
     verbose: bool,
 ) -> int:
     """Write the application's configuration on the machine and start the application.
@@ -68,7 +68,6 @@ def init(
     from cosmian_vm.cli._session import examine, setup_from
     from cosmian_vm.cli.render import OK, WARNING, lines
     from cosmian_vm.reference import snapshot as snapshots
-    from cosmian_vm.verifier.policy import Policy
     from cosmian_vm.wire import MAX_APP_CONFIGURATION
 
     target = target_of(context)
@@ -81,8 +80,8 @@ def init(
     content = read_file(conf, MAX_APP_CONFIGURATION)
     reference = None if snapshot_file is None else snapshots.load(snapshot_file)
     lacking = without_tpm if reference is None else reference.without_tpm
-    policy = Policy(allow_reboot=allow_reboot, without_tpm=lacking)
-    setup = setup_from(trust_roots, endorsements, offline=offline)
+    setup = setup_from(chosen)
+    policy = replace(setup.policy, allow_reboot=allow_reboot, without_tpm=lacking)
     with target.client() as client:
         examined = examine(client, setup, policy, reference=reference, reference_name=snapshot_file)
         for line in lines(examined.outcome, verbose=verbose):

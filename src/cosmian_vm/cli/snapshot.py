@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
 from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, target_of, write_atomically
-from cosmian_vm.cli._options import api_option, appraisal_options
+from cosmian_vm.cli._options import Chosen, api_option, appraisal_options
 from cosmian_vm.errors import InputError, PeerChangedError, TransportError
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ def command(
     output: str,
     without_tpm: bool,
     api: str,
-    trust_roots: tuple[str, ...],
-    endorsements: tuple[str, ...],
-    offline: bool,
+    chosen: Chosen,
     verbose: bool,
 ) -> int:
     """Record what a machine is, into a file that verify compares with.
@@ -63,10 +62,9 @@ def command(
     from cosmian_vm.cli._session import examine, setup_from
     from cosmian_vm.cli.render import OK, lines
     from cosmian_vm.reference.snapshot import serialise
-    from cosmian_vm.verifier.policy import Policy
 
-    policy = Policy(without_tpm=without_tpm, api=int(api))
-    setup = setup_from(trust_roots, endorsements, offline=offline)
+    setup = setup_from(chosen)
+    policy = replace(setup.policy, without_tpm=without_tpm, api=int(api))
     with target_of(context).client() as client:
         examined = examine(client, setup, policy)
         for line in lines(examined.outcome, verbose=verbose):

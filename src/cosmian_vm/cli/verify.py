@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, read_file, target_of, write_atomically
-from cosmian_vm.cli._options import api_option, appraisal_options
+from cosmian_vm.cli._options import Chosen, api_option, appraisal_options
 
 if TYPE_CHECKING:
     from cosmian_vm.cli._session import Examined
@@ -80,9 +81,7 @@ def command(
     strict: bool,
     owner: str | None,
     api: str,
-    trust_roots: tuple[str, ...],
-    endorsements: tuple[str, ...],
-    offline: bool,
+    chosen: Chosen,
     verbose: bool,
     as_json_data: bool,
     report: str | None,
@@ -97,7 +96,6 @@ def command(
     from cosmian_vm.cli._session import examine, setup_from
     from cosmian_vm.client import parse_address
     from cosmian_vm.reference.whitelist import parse_whitelist
-    from cosmian_vm.verifier.policy import Policy
 
     target = target_of(context)
     for address in applications:
@@ -106,8 +104,15 @@ def command(
     reference, build = _load(snapshot_file, reference_file)
     allowed = None if whitelist is None else parse_whitelist(read_file(whitelist), whitelist)
     lacking = reference is not None and reference.without_tpm
-    policy = Policy(allow_reboot=allow_reboot, strict=strict, without_tpm=lacking, api=int(api), owner=owner)
-    setup = setup_from(trust_roots, endorsements, offline=offline)
+    setup = setup_from(chosen)
+    policy = replace(
+        setup.policy,
+        allow_reboot=allow_reboot,
+        strict=strict or setup.policy.strict,
+        without_tpm=lacking,
+        api=int(api),
+        owner=owner,
+    )
     with target.client() as client:
         examined = examine(
             client,

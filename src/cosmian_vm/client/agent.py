@@ -16,10 +16,7 @@ from cosmian_vm.client._channel import Channel, deadline, one_line, parse_addres
 from cosmian_vm.errors import EvidenceFormatError, InputError, PeerChangedError, RefusedError, TransportError
 from cosmian_vm.evidence.bundle import (
     ApplicationPeer,
-    EndorsementKey,
     Evidence,
-    PlatformAk,
-    SvsmReport,
     TlsPeer,
     TpmEvidence,
 )
@@ -91,7 +88,7 @@ class AgentClient:
         return Evidence(
             api=2,
             tee=told.tee_quote,
-            tpm=None if told.tpm is None else _tpm_evidence(told.tpm),
+            tpm=None if told.tpm is None else wire.tpm_evidence(told.tpm),
             ima_log=told.ima_log,
             boot_event_log=told.boot_event_log,
             tls=answer.peer,
@@ -102,8 +99,14 @@ class AgentClient:
             agent_version=one_line(told.agent_version),
             hcl_report=told.hcl_report,
             cc_event_log=told.cc_event_log,
-            svsm=None if told.svsm is None else SvsmReport(report=told.svsm.report, manifest=told.svsm.manifest),
+            svsm=wire.svsm_report(told.svsm),
         )
+
+    def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
+        """TPM2_ActivateCredential in the machine's TPM; the arguments are those of ``wire.ActivateRequest``."""
+        request = msgspec.json.encode(wire.ActivateRequest(credential_blob=credential_blob, secret=secret))
+        answer = self._channel.call("POST", wire.ACTIVATE, request)
+        return self._decoded(answer.body, wire.ActivateAnswer, wire.ACTIVATE).credential
 
     def evidence_v1(self, nonce: bytes) -> Evidence:
         """What a 1.3.x agent has to show. Three calls, one certificate; the TPM is asked before the list is read.
@@ -194,24 +197,6 @@ class AgentClient:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             place = f"{self.url}{path.partition('?')[0]}"
             raise TransportError(f"{place}: the answer is not understood: {one_line(str(exc))}") from exc
-
-
-def _tpm_evidence(told: wire.TpmAnswer) -> TpmEvidence:
-    return TpmEvidence(
-        quote=told.quote,
-        signature=told.signature,
-        ak_public=told.ak_public,
-        pcrs=dict(enumerate(told.pcrs)),
-        ak_certificate=told.ak_certificate,
-        platform_ak=None if told.platform_ak is None else _platform_ak(told.platform_ak),
-        ek=None if told.ek is None else EndorsementKey(public=told.ek.public, certificates=tuple(told.ek.certificates)),
-    )
-
-
-def _platform_ak(told: wire.PlatformAkAnswer) -> PlatformAk:
-    return PlatformAk(
-        public=told.public, attest=told.attest, signature=told.signature, certificates=tuple(told.certificates)
-    )
 
 
 def application_peer(address: str, timeout: float = 30.0) -> ApplicationPeer:

@@ -9,9 +9,13 @@ import msgspec
 from cryptography import x509
 
 from cosmian_vm.endorsements.amd import collect, load_certificate, pinned_roots
+from cosmian_vm.endorsements.intel import pinned_root
+from cosmian_vm.endorsements.intel_collateral import IntelCollateral
 from cosmian_vm.errors import EndorsementError, EvidenceFormatError
 from cosmian_vm.evidence.binding import NONCE_SIZE
-from cosmian_vm.evidence.bundle import Evidence, TlsPeer, TpmEvidence
+from cosmian_vm.evidence.bundle import Evidence, TeeKind, TlsPeer, tee_kind
+from cosmian_vm.evidence.intel_quote import parse_quote
+from cosmian_vm.inspection.intel import fitting_collateral, intel_roots
 from cosmian_vm.inspection.model import (
     CERTIFICATE,
     OTHER,
@@ -28,8 +32,8 @@ from cosmian_vm.inspection.model import (
 )
 from cosmian_vm.verifier.appraisal import appraise
 from cosmian_vm.verifier.policy import Policy
-from cosmian_vm.verifier.result import CHECK_IDS, Check, skip
-from cosmian_vm.wire import SavedEvidence
+from cosmian_vm.verifier.result import CHECK_IDS, Check, Status, skip
+from cosmian_vm.wire import SavedEvidence, svsm_report, tpm_evidence
 
 __all__ = ["KINDS"]
 
@@ -71,6 +75,9 @@ def _facts(raw: bytes, material: Material) -> Facts:
         "ima_log": bundle.ima_log,
         "boot_event_log": bundle.boot_event_log,
         "tls_certificate": bundle.tls_certificate,
+        "hcl_report": bundle.hcl_report,
+        "cc_event_log": bundle.cc_event_log,
+        "svsm_report": None if bundle.svsm is None else bundle.svsm.report,
     }
     for name, part in parts.items():
         facts[name] = None if part is None else _part(part, name, inner)
@@ -117,8 +124,9 @@ def _verify(raw: bytes, material: Material, at: datetime, roots: Roots) -> list[
         nonce=nonce if nonce is not None and len(nonce) == NONCE_SIZE else bytes(NONCE_SIZE),
         roots=_all_roots(roots),
         now=at,
+        collateral=_collateral(bundle.tee_quote, material, roots),
     ).verdict
-    checks = [check for check in verdict.checks if check.id not in _NOT_IN_A_FILE]
+    checks = [c for c in verdict.checks if c.id not in _NOT_IN_A_FILE or _is_bad_log(c)]
     if nonce is None or leaf is None:
         lacking = "the nonce (32 bytes) and the agent's TLS certificate, which the file does not hold: give them --with"
         unbound = [replace(skip(name, f"Needs {lacking}"), required=True) for name in ("tee.report_data", "tpm.nonce")]
@@ -126,18 +134,16 @@ def _verify(raw: bytes, material: Material, at: datetime, roots: Roots) -> list[
     return sorted(checks, key=lambda check: CHECK_IDS.index(check.id))
 
 
+def _is_bad_log(check: Check) -> bool:
+    """Without a snapshot ``tee.measurement`` fails for nothing but a CC event log that contradicts the TD's RTMRs."""
+    return check.id == "tee.measurement" and check.status is Status.FAIL
+
+
 def _evidence(bundle: SavedEvidence, leaf: bytes) -> Evidence:
-    tpm = bundle.tpm and TpmEvidence(
-        quote=bundle.tpm.quote,
-        signature=bundle.tpm.signature,
-        ak_public=bundle.tpm.ak_public,
-        pcrs=dict(enumerate(bundle.tpm.pcrs)),
-        ak_certificate=bundle.tpm.ak_certificate,
-    )
     return Evidence(
         api=bundle.api,
         tee=bundle.tee_quote,
-        tpm=tpm if isinstance(tpm, TpmEvidence) else None,
+        tpm=None if bundle.tpm is None else tpm_evidence(bundle.tpm),
         ima_log=bundle.ima_log,
         boot_event_log=bundle.boot_event_log,
         tls=TlsPeer(leaf=leaf, trusted=None),
@@ -146,7 +152,20 @@ def _evidence(bundle: SavedEvidence, leaf: bytes) -> Evidence:
         owners=tuple(bundle.owners),
         cloud=bundle.cloud,
         agent_version=bundle.agent_version,
+        hcl_report=bundle.hcl_report,
+        cc_event_log=bundle.cc_event_log,
+        svsm=svsm_report(bundle.svsm),
     )
+
+
+def _collateral(tee: bytes | None, material: Material, roots: Roots) -> IntelCollateral | None:
+    """Of what was given beside the file, the collateral that fits the quote."""
+    if tee is None or tee_kind(tee) not in (TeeKind.TDX, TeeKind.SGX):
+        return None
+    try:
+        return fitting_collateral(parse_quote(tee), material, intel_roots(roots))[0]
+    except EvidenceFormatError:
+        return None
 
 
 def _usable(blobs: list[bytes]) -> list[bytes]:
@@ -162,7 +181,7 @@ def _usable(blobs: list[bytes]) -> list[bytes]:
 
 
 def _all_roots(roots: Roots) -> tuple[x509.Certificate, ...]:
-    return (*pinned_roots(), *(load_certificate(der) for der in roots.extra))
+    return (*pinned_roots(), pinned_root(), *(load_certificate(der) for der in roots.extra))
 
 
 KINDS = (Kind(name="evidence-bundle", title="Evidence of a machine", matches=_matches, facts=_facts, verify=_verify),)

@@ -25,6 +25,7 @@ __all__ = [
     "KINDS",
     "SGX_QUOTE",
     "TDX_QUOTE",
+    "fitting_collateral",
     "intel_roots",
     "report_data_check",
     "verify_with",
@@ -102,7 +103,7 @@ def verify_with(quote: Quote, material: Material, at: datetime, roots: Roots) ->
         except EvidenceFormatError as exc:
             unusable.append(str(exc))
     own = intel_roots(roots)
-    collateral, problems = _fitting(quote, material, own)
+    collateral, problems = fitting_collateral(quote, material, own)
     unusable += problems
     intel_names = {root.subject for root in own}
     # CRLs of others (AMD's) in the same folder say nothing about this chain, not even that they are missing.
@@ -113,7 +114,7 @@ def verify_with(quote: Quote, material: Material, at: datetime, roots: Roots) ->
     return checks
 
 
-def _fitting(
+def fitting_collateral(
     quote: Quote, material: Material, own: tuple[x509.Certificate, ...]
 ) -> tuple[IntelCollateral | None, list[str]]:
     """The collateral that is for this platform, else the first that can be read; and why others cannot.
