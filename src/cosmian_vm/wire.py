@@ -48,6 +48,7 @@ __all__ = [
     "VersionAnswer",
     "decode_base64_unpadded",
     "encode_base64_unpadded",
+    "platform_ak_answer",
     "svsm_answer",
     "svsm_report",
     "tpm_answer",
@@ -209,52 +210,50 @@ class TpmQuoteV1(msgspec.Struct, frozen=True, kw_only=True):
 
 def tpm_answer(told: TpmEvidence) -> TpmAnswer:
     """A TPM's word, for the wire."""
-    platform, ek = told.platform_ak, told.ek
     return TpmAnswer(
         quote=told.quote,
         signature=told.signature,
         ak_public=told.ak_public,
         pcrs=[told.pcrs[index] for index in sorted(told.pcrs)],
         ak_certificate=told.ak_certificate,
-        platform_ak=platform
-        and PlatformAkAnswer(
-            public=platform.public,
-            attest=platform.attest,
-            signature=platform.signature,
-            certificates=list(platform.certificates),
-        ),
-        ek=ek and EkAnswer(public=ek.public, certificates=list(ek.certificates)),
+        platform_ak=None if told.platform_ak is None else platform_ak_answer(told.platform_ak),
+        ek=None if told.ek is None else EkAnswer(public=told.ek.public, certificates=list(told.ek.certificates)),
+    )
+
+
+def platform_ak_answer(told: PlatformAk) -> PlatformAkAnswer:
+    """A certified key's word on the AK, for the wire."""
+    return PlatformAkAnswer(
+        public=told.public, attest=told.attest, signature=told.signature, certificates=list(told.certificates)
     )
 
 
 def tpm_evidence(told: TpmAnswer) -> TpmEvidence:
     """A TPM's word, off the wire."""
-    platform, ek = told.platform_ak, told.ek
+    platform, key, ek = None, told.platform_ak, told.ek
+    if key is not None:
+        platform = PlatformAk(
+            public=key.public, attest=key.attest, signature=key.signature, certificates=tuple(key.certificates)
+        )
     return TpmEvidence(
         quote=told.quote,
         signature=told.signature,
         ak_public=told.ak_public,
         pcrs=dict(enumerate(told.pcrs)),
         ak_certificate=told.ak_certificate,
-        platform_ak=platform
-        and PlatformAk(
-            public=platform.public,
-            attest=platform.attest,
-            signature=platform.signature,
-            certificates=tuple(platform.certificates),
-        ),
-        ek=ek and EndorsementKey(public=ek.public, certificates=tuple(ek.certificates)),
+        platform_ak=platform,
+        ek=None if ek is None else EndorsementKey(public=ek.public, certificates=tuple(ek.certificates)),
     )
 
 
 def svsm_answer(told: SvsmReport | None) -> SvsmAnswer | None:
     """An SVSM's word, for the wire."""
-    return told and SvsmAnswer(report=told.report, manifest=told.manifest)
+    return None if told is None else SvsmAnswer(report=told.report, manifest=told.manifest)
 
 
 def svsm_report(told: SvsmAnswer | None) -> SvsmReport | None:
     """An SVSM's word, off the wire."""
-    return told and SvsmReport(report=told.report, manifest=told.manifest)
+    return None if told is None else SvsmReport(report=told.report, manifest=told.manifest)
 
 
 def encode_base64_unpadded(raw: bytes) -> str:

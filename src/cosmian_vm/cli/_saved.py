@@ -19,7 +19,7 @@ def evidence_file(evidence: Evidence, nonce: bytes) -> bytes:
         tee_kind=kind,
         tee_quote=evidence.tee,
         endorsements=list(evidence.endorsements),
-        tpm=evidence.tpm and tpm_answer(evidence.tpm),
+        tpm=None if evidence.tpm is None else tpm_answer(evidence.tpm),
         boot_event_log=evidence.boot_event_log,
         ima_log=evidence.ima_log,
         ima_from=evidence.ima_from,
