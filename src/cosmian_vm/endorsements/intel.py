@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 
 from cryptography import x509
@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cosmian_vm.endorsements._sgx_extension import SGX_EXTENSION_OID, PckExtension, parse_sgx_extension
 from cosmian_vm.endorsements.amd import _serial_zero_is_known, load_certificate, load_crl
+from cosmian_vm.endorsements.remembered import remembered
 from cosmian_vm.errors import EndorsementError, EvidenceFormatError
 
 __all__ = [
@@ -69,11 +70,13 @@ def pinned_root() -> x509.Certificate:
     return certificate
 
 
+@remembered
 def is_pinned_root(certificate: x509.Certificate) -> bool:
     """True for Intel's own root, False for one that a user chose to trust."""
     return certificate.fingerprint(hashes.SHA256()).hex() == INTEL_ROOT_SHA256
 
 
+@lru_cache(maxsize=256)
 def parse_chain(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
     """The certificates of a PEM text, leaf first as it stands there; whitespace and NULs may stand around them.
 
@@ -146,6 +149,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
+@remembered
 def p256_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey | None:
     """The certificate's key if it is on P-256, which is all that Intel uses; None otherwise."""
     key = certificate.public_key()
@@ -154,6 +158,7 @@ def p256_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey | None:
     return None
 
 
+@remembered
 def pck_extension(certificate: x509.Certificate) -> PckExtension:
     """What a PCK certificate says about its platform.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from itertools import pairwise
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from cosmian_vm.endorsements.amd import common_name
 from cosmian_vm.endorsements.intel import p256_key
+from cosmian_vm.endorsements.remembered import remembered
 
 __all__ = [
     "CA_NAMES",
@@ -36,6 +38,7 @@ __all__ = [
     "crl_problem",
     "dated",
     "document_problem",
+    "is_of",
     "is_signed",
     "named",
     "revoked",
@@ -73,6 +76,7 @@ class Path:
         return self.certificates[0]
 
 
+@remembered
 def named(certificate: x509.Certificate) -> str:
     """The certificate's common name, printable."""
     return ascii(common_name(certificate.subject) or certificate.subject.rfc4514_string())[1:-1]
@@ -96,8 +100,15 @@ def build_path(
     A root in the chain must be, byte for byte, one that the verifier was given. ``authority``: the first certificate
     is to be an authority, as where it signs CRLs. Dates are not looked at.
     """
-    roots = tuple(roots)
-    certificates = tuple(chain)
+    return _path(tuple(chain), tuple(roots), authority)
+
+
+@lru_cache(maxsize=256)
+def _path(
+    certificates: tuple[x509.Certificate, ...],
+    roots: tuple[x509.Certificate, ...],
+    authority: bool,
+) -> tuple[Path | None, str]:
     last = certificates[-1]
     if last.subject == last.issuer:
         if last not in roots:
@@ -122,6 +133,7 @@ def build_path(
     return None, problem
 
 
+@remembered
 def _issue_problem(child: x509.Certificate, issuer: x509.Certificate, below: int) -> str:
     """Why ``issuer`` did not issue ``child``, below which stand ``below`` further authorities."""
     for certificate in (child, issuer):
@@ -148,10 +160,26 @@ def _extension(certificate: x509.Certificate, kind: type[_E]) -> _E | None:
     return next((e.value for e in certificate.extensions if isinstance(e.value, kind)), None)
 
 
+@remembered
+def _window(certificate: x509.Certificate) -> tuple[datetime, datetime]:
+    return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+
+
+@remembered
+def _crl_window(crl: x509.CertificateRevocationList) -> tuple[datetime, datetime | None]:
+    return crl.last_update_utc, crl.next_update_utc
+
+
+@remembered
+def is_of(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
+    """Whether ``crl`` names ``issuer`` as the one that it is of; not yet whether that is true."""
+    return crl.issuer == issuer.subject
+
+
 def dated(certificates: Iterable[x509.Certificate], now: datetime) -> str:
     """Which certificate is not valid at ``now``, and since or until when."""
     for certificate in certificates:
-        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        start, end = _window(certificate)
         if now < start:
             return f"{named(certificate)} is valid only from {_day(start)} on"
         if now > end:
@@ -174,11 +202,17 @@ def document_problem(
     if len(path.certificates) != 1 or common_name(path.leaf.subject) != SIGNER_NAME:
         return None, f"it is signed by {named(path.leaf)}, not by {SIGNER_NAME}"
     key = p256_key(path.leaf)
-    if key is None or not is_signed(key, signature, text):
+    if key is None or not _document_is_signed(key, signature, text):
         return None, f"its signature is not that of {SIGNER_NAME}"
     return path, ""
 
 
+@remembered
+def _document_is_signed(key: ec.EllipticCurvePublicKey, signature: bytes, text: bytes) -> bool:
+    return is_signed(key, signature, text)
+
+
+@remembered
 def crl_problem(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> str:
     """Why ``crl`` is not one of ``issuer``; dates apart."""
     name = named(issuer)
@@ -202,16 +236,18 @@ def crl_problem(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -
 
 def crl_dated(crl: x509.CertificateRevocationList, now: datetime) -> str:
     """Why ``crl`` says nothing about ``now``."""
+    start, end = _crl_window(crl)
+    if end is not None and start <= now <= end:
+        return ""
     name = ascii(common_name(crl.issuer))[1:-1]
-    if now < crl.last_update_utc:
-        return f"the CRL of {name} is of {_day(crl.last_update_utc)}, later than the time of this verification"
-    if crl.next_update_utc is None:
+    if now < start:
+        return f"the CRL of {name} is of {_day(start)}, later than the time of this verification"
+    if end is None:
         return f"the CRL of {name} does not say until when it holds"
-    if now > crl.next_update_utc:
-        return f"the CRL of {name} expired on {_day(crl.next_update_utc)}"
-    return ""
+    return f"the CRL of {name} expired on {_day(end)}"
 
 
+@remembered
 def revoked(crl: x509.CertificateRevocationList, certificate: x509.Certificate) -> str:
     """That ``certificate`` stands in ``crl``, and since when."""
     entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)

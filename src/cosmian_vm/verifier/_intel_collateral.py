@@ -17,6 +17,7 @@ from cosmian_vm.verifier._intel_chain import (
     crl_problem,
     dated,
     document_problem,
+    is_of,
     named,
     revoked,
 )
@@ -110,7 +111,7 @@ def _pck_crl(collateral: IntelCollateral, roots: Iterable[x509.Certificate]) -> 
 def _root_crl_problem(crl: x509.CertificateRevocationList, roots: Iterable[x509.Certificate]) -> str:
     problem = "it is not of a root that we trust"
     for root in roots:
-        if root.subject == crl.issuer:
+        if is_of(crl, root):
             problem = crl_problem(crl, root)
             if not problem:
                 return revoked(crl, root)

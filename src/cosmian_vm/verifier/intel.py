@@ -37,6 +37,7 @@ from cosmian_vm.verifier._intel_chain import (
     crl_dated,
     crl_problem,
     dated,
+    is_of,
     is_signed,
     named,
     revoked,
@@ -244,7 +245,7 @@ def _revocation_check(crypto: QuoteCrypto, crls: Sequence[x509.CertificateRevoca
         return skip("tee.revocation", "not asked: there is no chain to look up (see tee.chain)")
     links = [*zip(path.certificates, (*path.certificates[1:], path.root), strict=True), (path.root, path.root)]
     for certificate, issuer in links:
-        own = [crl for crl in crls if crl.issuer == issuer.subject]
+        own = [crl for crl in crls if is_of(crl, issuer)]
         if not own:
             return fail("tee.revocation", f"no CRL of {named(issuer)}: {_FETCH}")
         genuine = [crl for crl in own if not crl_problem(crl, issuer)]
