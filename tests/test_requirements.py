@@ -49,7 +49,7 @@ def test_every_pin_has_hashes_and_none_names_a_place(path: Path) -> None:
 
 @pytest.mark.parametrize("name", INSTALLERS)
 def test_no_call_of_pip_fetches_what_is_not_pinned(name: str) -> None:
-    """By itself pip makes an environment for each build and fetches into it, without hashes, what the source asks for."""
+    """By itself pip makes an environment for each build, and fetches into it, unhashed, what the source asks for."""
     calls = _calls(name)
     assert len(calls) > 1
     for call in calls:
@@ -63,7 +63,7 @@ def test_no_call_of_pip_fetches_what_is_not_pinned(name: str) -> None:
 
 
 def test_every_file_that_calls_pip_is_looked_at() -> None:
-    """But for the developers' tools of script/lock and script/bench, and install.yml, which has files alone (--no-index)."""
+    """But for the developers' tools (script/lock, script/bench) and install.yml, which has files alone."""
     found = {
         str(path.relative_to(ROOT))
         for folder in ("image", "script", "packer", "tests/vm")
