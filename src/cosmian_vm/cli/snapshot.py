@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, target_of, write_atomically
+from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, check_writable, target_of, write_atomically
 from cosmian_vm.cli._options import api_option, appraisal_options
 from cosmian_vm.errors import InputError, PeerChangedError, TransportError
 
@@ -65,6 +65,7 @@ def command(
     from cosmian_vm.reference.snapshot import serialise
     from cosmian_vm.verifier.policy import Policy
 
+    check_writable(output)
     policy = Policy(without_tpm=without_tpm, api=int(api))
     setup = setup_from(trust_roots, endorsements, offline=offline)
     with target_of(context).client() as client:
