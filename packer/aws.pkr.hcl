@@ -37,6 +37,16 @@ variable "instance_type" {
   }
 }
 
+variable "admin_key" {
+  type        = string
+  default     = ""
+  description = "Public SSH keys that may log in as root, one a line; without one nobody can log in."
+  validation {
+    condition     = var.admin_key == "" || contains(["ssh", "ecdsa", "sk"], split("-", var.admin_key)[0])
+    error_message = "The variable admin_key must be public SSH keys: the content of a file .pub."
+  }
+}
+
 locals {
   # Owner: Canonical, Red Hat, Amazon.
   owner = { ubuntu = "099720109477", rhel = "309956199498", amazonlinux = "137112412989" }
@@ -74,6 +84,7 @@ build {
     user             = local.user
     use_proxy        = false
     ansible_env_vars = ["ANSIBLE_CONFIG=${path.root}/../image/ansible/ansible.cfg", "ANSIBLE_HOST_KEY_CHECKING=False"]
+    extra_arguments  = ["--extra-vars", jsonencode({ cosmian_vm_cloud = "aws", cosmian_vm_admin_key = var.admin_key })]
   }
 
   provisioner "shell" {

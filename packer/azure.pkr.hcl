@@ -85,6 +85,16 @@ variable "tenant_id" {
   description = "Its tenant."
 }
 
+variable "admin_key" {
+  type        = string
+  default     = ""
+  description = "Public SSH keys that may log in as root, one a line; without one nobody can log in."
+  validation {
+    condition     = var.admin_key == "" || contains(["ssh", "ecdsa", "sk"], split("-", var.admin_key)[0])
+    error_message = "The variable admin_key must be public SSH keys: the content of a file .pub."
+  }
+}
+
 locals {
   # Azure's answer names this subscription where none was given.
   subscription = coalesce(var.subscription_id, "00000000-0000-0000-0000-000000000000")
@@ -133,6 +143,7 @@ build {
     user             = "packer"
     use_proxy        = false
     ansible_env_vars = ["ANSIBLE_CONFIG=${path.root}/../image/ansible/ansible.cfg", "ANSIBLE_HOST_KEY_CHECKING=False"]
+    extra_arguments  = ["--extra-vars", jsonencode({ cosmian_vm_cloud = "azure", cosmian_vm_admin_key = var.admin_key })]
   }
 
   provisioner "shell" {

@@ -18,7 +18,7 @@ rm -f /var/lib/NetworkManager/secret_key /var/lib/dbus/machine-id
 : >/etc/machine-id
 rm -rf /var/lib/dhcp/*.leases /var/lib/dhclient/* /var/lib/NetworkManager/*.lease
 
-# Who built it, and what was done. The users of the cloud are made anew by cloud-init or the cloud's agent.
+# Who built it, and what was done.
 user_home=$(getent passwd "$1" | cut -d: -f6)
 [ -n "$user_home" ] || fail "$1: there is no such user on this machine"
 for home in /root "$user_home"; do
@@ -28,10 +28,10 @@ done
 if command -v cloud-init >/dev/null; then cloud-init clean --logs; fi
 if command -v waagent >/dev/null; then waagent -force -deprovision+user; fi
 rm -rf /var/lib/google /etc/boto.cfg
-# A user that was made for the build alone (-f: it is logged in), and its right to be root.
-if [ "$1" = packer ]; then
-    if id packer >/dev/null 2>&1; then userdel -f -r packer; fi
-    rm -f /etc/sudoers.d/90-cloud-init-users /etc/sudoers.d/waagent
+# The user of the build (-f: it is logged in), and the right of the cloud's users to be root: none is made any more.
+if [ "$1" != root ]; then
+    if id "$1" >/dev/null 2>&1; then userdel -f -r "$1"; fi
+    rm -f /etc/sudoers.d/90-cloud-init-users /etc/sudoers.d/waagent /etc/sudoers.d/google_sudoers
 fi
 if command -v apt-get >/dev/null; then apt-get clean && rm -rf /var/lib/apt/lists/*; fi
 if command -v dnf >/dev/null; then dnf -q clean all; fi

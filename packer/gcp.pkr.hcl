@@ -49,6 +49,16 @@ variable "network" {
   description = "Network of the machine that builds; it must let SSH in from this computer."
 }
 
+variable "admin_key" {
+  type        = string
+  default     = ""
+  description = "Public SSH keys that may log in as root, one a line; without one nobody can log in."
+  validation {
+    condition     = var.admin_key == "" || contains(["ssh", "ecdsa", "sk"], split("-", var.admin_key)[0])
+    error_message = "The variable admin_key must be public SSH keys: the content of a file .pub."
+  }
+}
+
 locals {
   # Google's answer names this project where none was given.
   project = coalesce(var.project_id, "set-google-cloud-project")
@@ -88,6 +98,7 @@ build {
     user             = "packer"
     use_proxy        = false
     ansible_env_vars = ["ANSIBLE_CONFIG=${path.root}/../image/ansible/ansible.cfg", "ANSIBLE_HOST_KEY_CHECKING=False"]
+    extra_arguments  = ["--extra-vars", jsonencode({ cosmian_vm_cloud = "gcp", cosmian_vm_admin_key = var.admin_key })]
   }
 
   provisioner "shell" {

@@ -58,7 +58,10 @@ install_python() {
     say "installing Python packages into .venv (pinned by hash)"
     rm -f "$venv/.stamp"
     "$python" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes \
+    # What builds comes first, pinned too: by itself pip would fetch it unchecked for each build.
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: \
+        -r "$root/requirements/build.txt"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --no-build-isolation \
         -r "$root/requirements/$level.txt"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable "$root"
     printf '%s\n' "$level $stamp" >"$venv/.stamp"

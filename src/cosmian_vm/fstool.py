@@ -61,12 +61,16 @@ class _Options(NamedTuple):
         from cosmian_vm.luks.pcrs import parse_pcrs
         from cosmian_vm.luks.place import Place
 
+        for option, value in (("--location", self.location), ("--mount", self.mount), ("--tpm2-device", self.tpm)):
+            if value == "":
+                raise InputError(f"{option} is empty; leave it out for the default")
+        chosen = None if self.pcrs is None else parse_pcrs(self.pcrs)
         location, mount, device, pcrs = _configured()
         place = Place.at(
             Path(self.location).absolute() if self.location else location,
             Path(self.mount).absolute() if self.mount else mount,
         )
-        return Container(place, self.tpm or device, pcrs=parse_pcrs(self.pcrs) if self.pcrs else pcrs)
+        return Container(place, self.tpm or device, pcrs=pcrs if chosen is None else chosen)
 
 
 def _configured() -> tuple[Path, Path, str, tuple[int, ...]]:

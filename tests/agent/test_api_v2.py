@@ -92,7 +92,7 @@ def test_the_quote_is_taken_before_the_log_is_read(talk: Talk, platform: Platfor
 
     watched = replace(platform, tee=Tee(), tpm=Tpm(), logs=Logs())
     answered(talk(lambda call: call("POST", "/v2/evidence", asked()), platform=watched))
-    assert order == ["tee", "tpm", "ima_binary", "boot_event_log"]
+    assert order == ["tee", "tpm", "ima_binary", "boot_event_log", "cc_event_log"]
 
 
 def test_ima_log_from_an_entry_on(talk: Talk, machine: Machine) -> None:

@@ -82,7 +82,20 @@ def test_service_names(name: str) -> None:
         (MINIMAL + "port = true", "[agent] port: expected is a port"),
         (MINIMAL + 'port = "5355"', "[agent] port: expected is a port"),
         (MINIMAL + "host = 127", "[agent] host: expected is a string"),
-        (MINIMAL + "prot = 1", "[agent] prot: unknown key; expected are data_storage,"),
+        (MINIMAL + "prot = 1", "[agent] prot: unknown key; did you mean port? expected are data_storage,"),
+        (MINIMAL + "zzz = 1", "[agent] zzz: unknown key; expected are data_storage,"),
+        (
+            MINIMAL.replace("data_storage", "data_storag"),
+            "[agent] data_storag: unknown key; did you mean data_storage?",
+        ),
+        (MINIMAL.replace("ssl_private_key", "ssl_key"), "[agent] ssl_key: unknown key; did you mean ssl_private_key?"),
+        (
+            MINIMAL + APP.replace("app_storage", "storage").format("app"),
+            "[app] storage: unknown key; did you mean app_s",
+        ),
+        (MINIMAL.replace("[agent]", "[agnet]"), "agnet: unknown key; did you mean agent?"),
+        (MINIMAL + 'container = "none"\ncontainer_size = "2GB"', "[agent] container_size: has no effect, there is no"),
+        (MINIMAL + 'container = "none"\ncontainer_pcrs = "7"', "[agent] container_pcrs: has no effect, there is no"),
         (MINIMAL + 'owners = "everyone"', '[agent] owners: expected is "anyone"'),
         (MINIMAL + 'owners = ["anyone"]', '[agent] owners: expected is "anyone"'),
         (MINIMAL + "container = false", "[agent] container: expected is a string"),
@@ -102,7 +115,7 @@ def test_service_names(name: str) -> None:
         (MINIMAL + APP.format("/opt/").replace("standalone", "systemd"), "[app] service_name: expected is"),
         (MINIMAL + APP.format("app") + "x = 1", "[app] x: unknown key"),
         (MANUAL.replace('"/dev/tpmrm0"', '"/dev/tpmrm0'), "not TOML: "),  # as the manual printed it
-        ('[agent]\n"a\\nb" = 1', "[agent] data_storage: is missing"),
+        ('[agent]\n"a\\nb" = 1', "[agent] 'a\\nb': unknown key"),
         (MINIMAL + '"a\\nb" = 1', "unknown key"),
     ],
 )

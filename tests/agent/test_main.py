@@ -154,7 +154,11 @@ def test_serving_a_call_loads_and_runs_no_file(start: Start) -> None:
 
 
 def run_program(*arguments: str, **environment: str) -> tuple[int, str]:
-    code = "import sys; from cosmian_vm.agent.main import main; sys.argv[0] = 'cosmian_vm_agent'; main()"
+    return run_code("pass", *arguments, **environment)
+
+
+def run_code(first: str, *arguments: str, **environment: str) -> tuple[int, str]:
+    code = f"import sys; {first}; from cosmian_vm.agent.program import main; sys.argv[0] = 'cosmian_vm_agent'; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, "PYTHONPATH": str(SOURCE), **environment},
@@ -164,6 +168,22 @@ def run_program(*arguments: str, **environment: str) -> tuple[int, str]:
         check=False,
     )
     return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("package", ["httptools", "uvicorn", "uvloop"])
+def test_without_the_extra_it_is_named(package: str) -> None:
+    status, text = run_code(f"sys.modules['{package}'] = None", "--help")
+    assert status == 2
+    assert text == (
+        f"cosmian_vm_agent: {package} is not installed: the agent needs the extra [agent]: "
+        "pip install 'cosmian-vm[agent]'\n"
+    )
+
+
+def test_what_is_missing_of_our_own_is_a_bug_and_shown_as_one() -> None:
+    status, text = run_code("sys.modules['cosmian_vm.agent.front'] = None", "--help")
+    assert status == 1
+    assert "Traceback" in text
 
 
 def test_help_and_version() -> None:

@@ -85,8 +85,20 @@ class TestSnapshot:
 
     def test_proves_nothing(self, run: Run, taken: Path) -> None:
         ran = run("inspect", taken, "--verify")
-        assert ran.status == 1
+        assert ran.status == 2
         assert "not signed" in ran.out
+        assert ran.lines[-1].startswith(f"[ SKIP ] Cannot be said: {taken}")
+        assert "uthentic: " not in ran.out
+        assert ran.err == ""
+        ran = run("inspect", taken, "--verify", "--json")
+        assert ran.status == 2
+        assert json.loads(ran.out)["verify"]["authentic"] is None
+
+    def test_a_broken_one_is_not_authentic(self, run: Run, taken: Path) -> None:
+        taken.write_bytes(taken.read_bytes().replace(b'"version":2', b'"version":"2"'))
+        ran = run("inspect", taken, "--verify", "--json")
+        assert ran.status == 1
+        assert json.loads(ran.out)["verify"]["authentic"] is False
 
     def test_broken(self, run: Run, taken: Path) -> None:
         taken.write_bytes(taken.read_bytes().replace(b'"version":2', b'"version":"2"'))

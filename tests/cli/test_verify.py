@@ -172,6 +172,31 @@ def test_report_that_cannot_be_written(verify: Run, tmp_path: Path) -> None:
     assert "folder.html: cannot be written" in ran.err
 
 
+@pytest.mark.parametrize("option", ["--report", "--save-evidence"])
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [("no/such/page.html", "there is no folder"), ("folder", "it is a folder"), ("", "no name of a file")],
+)
+def test_where_to_write_is_looked_at_before_the_network(
+    run: Run, taken: Path, tmp_path: Path, option: str, place: str, says: str
+) -> None:
+    """Nobody answers there: status 3 would say that it was asked."""
+    (tmp_path / "folder").mkdir()
+    ran = run("--url", "https://127.0.0.1:1", "verify", "-s", taken, option, place)
+    assert ran.status == 2
+    assert f"cannot be written: {says}" in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_a_folder_without_the_right_to_write(
+    run: Run, taken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    ran = run("--url", "https://127.0.0.1:1", "verify", "-s", taken, "--report", tmp_path / "page.html")
+    assert ran.status == 2
+    assert f"no right to write to {tmp_path}" in ran.err
+
+
 def test_old_agent_is_a_downgrade(verify: Run, agent: Any, machine: Machine) -> None:
     """It answers version 1 alone: that fails as untrusted, it is not 'unreachable'."""
     del agent.routes["POST", wire.EVIDENCE]
@@ -241,6 +266,9 @@ def test_root_that_is_none(run: Run, taken: Path, tmp_path: Path, option: str, c
     assert ran.status == 2
     assert "no.pem" in ran.err
     assert len(ran.err.splitlines()) == 1
+    if option == "--trust-root":
+        kind = "PEM has no certificate that can be read" if content.startswith(b"---") else "neither PEM nor DER"
+        assert ran.err.strip().endswith(f"no.pem: no root certificate: {kind}")
 
 
 def test_bad_application_is_wrong_usage(verify: Run) -> None:

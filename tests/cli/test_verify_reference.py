@@ -172,6 +172,21 @@ def test_a_file_that_is_none(run: Run, tmp_path: Path, content: bytes) -> None:
     assert len(ran.err.splitlines()) == 1
 
 
+def test_each_of_the_two_files_given_as_the_other(run: Run, built: Path, taken: Path) -> None:
+    ran = run("--url", "https://127.0.0.1:1", "verify", "--snapshot", built)
+    assert ran.status == 2
+    assert ran.err.strip().endswith("no snapshot, but reference values of an image: --reference takes them")
+    ran = run("--url", "https://127.0.0.1:1", "verify", "--reference", taken)
+    assert ran.status == 2
+    assert ran.err.strip().endswith("this looks like a snapshot: --snapshot takes it")
+
+
+def test_reference_values_are_signed_by_nobody(run: Run, built: Path) -> None:
+    ran = run("inspect", built, "--verify")
+    assert ran.status == 2
+    assert ran.lines[-1].startswith("[ SKIP ] Cannot be said: ")
+
+
 def test_a_truncated_and_an_altered_file(run: Run, built: Path) -> None:
     whole = built.read_bytes()
     altered = [whole[:-9], whole.replace(b'"pcrs":{', b'"pcrs":{"4":"00",'), whole.replace(b"sha256", b"sha257")]

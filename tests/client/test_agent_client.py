@@ -486,6 +486,22 @@ def test_no_address(address: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("host:x", "'host:x': the port is no number from 0 to 65535"),
+        ("host:99999", "'host:99999': the port is no number from 0 to 65535"),
+        ("[::1", "'[::1' is no host[:port]; expected, for instance, service.example.com:3655"),
+        ("a..b", "'a..b' is no host name: its parts have 1 to 63 letters, digits or -"),
+        ("a" * 64, f"'{'a' * 64}' is no host name: its parts have 1 to 63 letters, digits or -"),
+    ],
+)
+def test_what_is_wrong_is_said_in_our_words(address: str, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_address(address, "--application")
+    assert str(caught.value) == f"--application: {says}"
+
+
+@pytest.mark.parametrize(
     "url", ["http://vm", "ftp://vm", "https://", "https://vm/path", "https://vm:0x50", "https://u:p@vm"]
 )
 def test_no_url(url: str) -> None:
@@ -503,11 +519,16 @@ def test_urls(url: str, shown: str) -> None:
 
 def test_ca_file_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
-    with pytest.raises(InputError, match=r"ca\.pem"):
+    with pytest.raises(InputError, match=r"ca\.pem: cannot be used as CA file: No such file or directory$"):
         AgentClient("https://vm", ca_file=str(path))
-    path.write_text("nothing")
-    with pytest.raises(InputError, match=r"ca\.pem"):
-        AgentClient("https://vm", ca_file=str(path))
+    for content in ("", "nothing", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
+        path.write_text(content)
+        with pytest.raises(InputError, match=r"ca\.pem: cannot be used as CA file: it has no certificate in PEM$"):
+            AgentClient("https://vm", ca_file=str(path))
+    with pytest.raises(InputError, match="--ca-file is empty"):
+        AgentClient("https://vm", ca_file="")
+    with pytest.raises(InputError, match=r"cannot be used as CA file: no name of a file$"):
+        AgentClient("https://vm", ca_file="a\0b")
 
 
 def test_one_line() -> None:

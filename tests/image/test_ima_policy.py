@@ -61,7 +61,9 @@ def test_the_command_line_is_the_same_here_and_there(ansible: Path) -> None:
     wanted = re.search(r"^cosmian_vm_kernel_arguments: \[(.*)\]$", defaults, re.MULTILINE)
     assert wanted is not None
     arguments = wanted.group(1).split(", ")
-    assert {"ima_policy=tcb", "ima_hash=sha256", "lockdown=integrity"} == set(arguments)
+    assert {"ima_policy=tcb", "ima_hash=sha256", "lockdown=integrity", "systemd.import_credentials=no"} == set(
+        arguments
+    )
     assert set(arguments) <= set((ansible.parent / "cmdline.txt").read_text().splitlines())
 
 

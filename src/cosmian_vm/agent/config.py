@@ -33,6 +33,12 @@ PREINIT_VARIABLE = "COSMIAN_VM_PREINIT"
 DEFAULT_CONFIG = Path("/etc/cosmian_vm/agent.toml")
 
 _MAX_SIZE = 1 << 20
+_SECTIONS = ("agent", "app")
+_AGENT_KEYS = (
+    *("data_storage", "host", "port", "ssl_certificate", "ssl_private_key", "tpm_device"),
+    *("container", "container_size", "container_pcrs", "owners"),
+)
+_APP_KEYS = ("service_type", "service_name", "app_storage")
 _SERVICE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@\-]*")
 
 
@@ -114,16 +120,17 @@ def parse(raw: bytes, name: str) -> AgentConfig:
         raise ConfigError(f"{name}: not UTF-8 at offset {exc.start:#x}; expected is a TOML file") from exc
     except (tomllib.TOMLDecodeError, RecursionError) as exc:
         raise ConfigError(f"{name}: not TOML: {' '.join(str(exc).split())}") from exc
-    top = _Table(name, "", document)
-    agent, app = top.table("agent"), top.table("app")
-    top.no_other_keys()
+    top = _Table(name, "", document, _SECTIONS)
+    agent, app = top.table("agent", _AGENT_KEYS), top.table("app", _APP_KEYS)
     if agent is None:
         top.wrong("agent", "is missing; expected is the section [agent]")
     storage = Path(agent.text("data_storage"))
     if not storage.is_absolute():
         agent.wrong("data_storage", "expected is an absolute path, as in /var/lib/cosmian_vm/")
     container = agent.optional_text("container") or "container"
-    config = AgentConfig(
+    if container == "none":
+        agent.none_of("container_size", "container_pcrs", why='there is no container (container = "none")')
+    return AgentConfig(
         data_storage=storage,
         host=agent.optional_text("host") or "127.0.0.1",
         port=agent.port("port", default=5355),
@@ -136,8 +143,6 @@ def parse(raw: bytes, name: str) -> AgentConfig:
         owners=agent.owners("owners"),
         app=None if app is None else _app(app, storage),
     )
-    agent.no_other_keys()
-    return config
 
 
 def _app(table: _Table, storage: Path) -> AppConfig:
@@ -150,31 +155,47 @@ def _app(table: _Table, storage: Path) -> AppConfig:
         table.wrong(
             "service_name", "expected is a service's name (letters, digits, . _ - : @) or, standalone, a program's path"
         )
-    app = AppConfig(
+    return AppConfig(
         service_type=ServiceType(kind),
         service_name=name,
         storage=storage / table.text("app_storage"),
     )
-    table.no_other_keys()
-    return app
 
 
 class _Table:
-    """One section: hands out each key once, typed, and then knows which ones nobody asked for."""
+    """One section: hands out its keys, typed. Raises ConfigError for a key that is not among ``keys``, before one that
+    is missing is named: it may be that one, misspelt.
+    """
 
-    def __init__(self, file: str, name: str, values: Mapping[str, Any]) -> None:
+    def __init__(self, file: str, name: str, values: Mapping[str, Any], keys: tuple[str, ...]) -> None:
         self._file = file
         self._name = name
         self._values = values
-        self._known: list[str] = []
+        for key in values:
+            if key not in keys:
+                self._unknown(key, keys)
 
     def wrong(self, key: str, problem: str) -> NoReturn:
         """Raise ConfigError about ``key``."""
         section = f"[{self._name}] " if self._name else ""
         raise ConfigError(f"{self._file}: {section}{key}: {problem}")
 
+    def _unknown(self, key: str, keys: tuple[str, ...]) -> NoReturn:
+        import difflib  # for a mistake alone
+
+        shown = key[:40] if key.isprintable() else repr(key[:40])
+        absent = [known for known in keys if known not in self._values]
+        meant = difflib.get_close_matches(key[:40].lower(), absent, n=1)
+        hint = f"did you mean {meant[0]}? " if meant else ""
+        self.wrong(shown, f"unknown key; {hint}expected are {', '.join(keys)}")
+
+    def none_of(self, *keys: str, why: str) -> None:
+        """Raise ConfigError for a key that would be read and have no effect."""
+        for key in keys:
+            if key in self._values:
+                self.wrong(key, f"has no effect, {why}: leave it out")
+
     def _get(self, key: str) -> object:
-        self._known.append(key)
         return self._values.get(key)
 
     def optional_text(self, key: str) -> str | None:
@@ -231,18 +252,11 @@ class _Table:
         except InputError as exc:
             self.wrong(key, str(exc))
 
-    def table(self, key: str) -> _Table | None:
+    def table(self, key: str, keys: tuple[str, ...]) -> _Table | None:
         """A section; None where there is no such section."""
         value = self._get(key)
         if value is None:
             return None
         if not isinstance(value, dict):
             self.wrong(key, f"expected is the section [{key}], not a value")
-        return _Table(self._file, key, value)
-
-    def no_other_keys(self) -> None:
-        """Whatever was not asked for is an error."""
-        for key in self._values:
-            if key not in self._known:
-                shown = key[:40] if key.isprintable() else repr(key[:40])
-                self.wrong(shown, f"unknown key; expected are {', '.join(self._known)}")
+        return _Table(self._file, key, value, keys)

@@ -24,6 +24,7 @@ __all__ = [
     "TRUSTED",
     "USAGE",
     "Target",
+    "check_writable",
     "exit_status",
     "read_file",
     "target_of",
@@ -94,6 +95,30 @@ def read_file(path: str, limit: int = MAX_FILE) -> bytes:
     if len(raw) > limit:
         raise InputError(f"{path}: larger than {limit} bytes")
     return raw
+
+
+def check_writable(*paths: str | None) -> None:
+    """Files that are to be written in the end can be, as far as can be told now. Raises InputError."""
+    from pathlib import Path
+
+    for path in paths:
+        if path is None:
+            continue
+        folder = Path(path).parent
+        problem = None
+        try:
+            if not path:
+                problem = "no name of a file"
+            elif not folder.is_dir():
+                problem = f"there is no folder {folder}"
+            elif Path(path).is_dir():
+                problem = "it is a folder"
+            elif not os.access(folder, os.W_OK | os.X_OK):
+                problem = f"no right to write to {folder}"
+        except (OSError, ValueError) as exc:
+            problem = getattr(exc, "strerror", None) or str(exc)
+        if problem is not None:
+            raise InputError(f"{path or repr(path)}: cannot be written: {problem}")
 
 
 def write_atomically(path: str, content: bytes) -> None:

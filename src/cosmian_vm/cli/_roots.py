@@ -10,7 +10,6 @@ from cryptography import x509
 from cosmian_vm.cli._common import read_file
 from cosmian_vm.cli._options import Chosen
 from cosmian_vm.cli._session import Setup
-from cosmian_vm.client import one_line
 from cosmian_vm.endorsements.amd import collect, is_pinned_root, load_certificate
 from cosmian_vm.errors import EndorsementError, InputError
 from cosmian_vm.verifier._tpm_certificates import TpmRoots
@@ -93,5 +92,6 @@ def _certificates(path: str) -> list[x509.Certificate]:
     try:
         blocks = x509.load_pem_x509_certificates(raw) if b"-----BEGIN" in raw else [load_certificate(raw)]
     except (ValueError, TypeError, EndorsementError) as exc:
-        raise InputError(f"{path}: no root certificate in PEM: {one_line(str(exc))}") from exc
+        kind = "PEM has no certificate that can be read" if b"-----BEGIN" in raw else "neither PEM nor DER"
+        raise InputError(f"{path}: no root certificate: {kind}") from exc
     return blocks

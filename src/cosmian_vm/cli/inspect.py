@@ -30,8 +30,8 @@ Examples:
   As it was on a given day, for a program to read:
     cosmian_vm inspect quote.bin --verify --with collateral.json --at 2025-10-02T00:00:00Z --json
 \b
-Exit status: 0 authentic (without --verify: readable), 1 not authentic, 2 wrong usage or nothing
-that can be read as evidence.
+Exit status: 0 authentic (without --verify: readable), 1 not authentic, 2 wrong usage, nothing
+that can be read as evidence, or --verify of what nobody signs (a snapshot, reference values).
 """
 
 
@@ -80,7 +80,7 @@ def command(
     material = identify.material_of((path, read_file(path)) for path in beside)
     roots, notes = _roots(trust_roots)
     inspection = identify.inspect(raw, material, name=file, verify=(moment, roots) if verify else None, kind=kind)
-    authentic = inspection.authentic(policy=policy)
+    authentic = None if inspection.undecidable else inspection.authentic(policy=policy)
     if as_json_data:
         click.echo(as_json(_data(inspection, authentic=authentic, notes=notes)))
     else:
@@ -88,6 +88,8 @@ def command(
             click.echo(line)
     if inspection.problem and (not verify or inspection.kind == identify.UNKNOWN):
         click.echo(f"cosmian_vm: {printable(file)}: {printable(inspection.problem)}", err=True)
+        return USAGE
+    if verify and authentic is None:
         return USAGE
     return TRUSTED if authentic or not verify else NOT_TRUSTED
 
@@ -119,7 +121,7 @@ def _roots(paths: Sequence[str]) -> tuple[Roots, tuple[str, ...]]:
     return Roots(tuple(certificate.public_bytes(Encoding.DER) for certificate in certificates)), notes
 
 
-def _data(inspection: Inspection, *, authentic: bool, notes: Sequence[str]) -> Mapping[str, object]:
+def _data(inspection: Inspection, *, authentic: bool | None, notes: Sequence[str]) -> Mapping[str, object]:
     data: dict[str, object] = {"kind": inspection.kind, "facts": inspection.facts}
     if inspection.problem:
         data["problem"] = inspection.problem
@@ -131,7 +133,7 @@ def _data(inspection: Inspection, *, authentic: bool, notes: Sequence[str]) -> M
 
 
 def _lines(
-    inspection: Inspection, file: str, moment: datetime, *, authentic: bool, policy: bool, notes: Sequence[str]
+    inspection: Inspection, file: str, moment: datetime, *, authentic: bool | None, policy: bool, notes: Sequence[str]
 ) -> Iterator[str]:
     yield f"{printable(file)}: {inspection.title} ({inspection.kind})"
     yield from _tree(inspection.facts, 1)
@@ -147,6 +149,10 @@ def _lines(
             yield f"         {printable(detail)}"
         if len(check.details) > _MAX_DETAILS:
             yield f"         ... and {len(check.details) - _MAX_DETAILS} more"
+    if authentic is None:
+        problem = "nobody signs such a file, nothing in it can be authentic by itself"
+        yield f"{tag(Status.SKIP)} Cannot be said: {printable(file)}: {problem}"
+        return
     verdict = "Authentic" if authentic else "Not authentic"
     yield f"{tag(Status.OK if authentic else Status.FAIL)} {verdict}: {printable(file)} at {rfc3339(moment)}"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, target_of, write_atomically
+from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, check_writable, target_of, write_atomically
 from cosmian_vm.cli._options import Chosen, api_option, appraisal_options
 from cosmian_vm.errors import InputError, PeerChangedError, TransportError
 
@@ -63,6 +63,7 @@ def command(
     from cosmian_vm.cli.render import OK, lines
     from cosmian_vm.reference.snapshot import serialise
 
+    check_writable(output)
     setup = setup_from(chosen)
     policy = replace(setup.policy, without_tpm=without_tpm, api=int(api))
     with target_of(context).client() as client:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, read_file, target_of, write_atomically
+from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, check_writable, read_file, target_of, write_atomically
 from cosmian_vm.cli._options import Chosen, api_option, appraisal_options
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def command(
     for address in applications:
         parse_address(address, "--application")
     _check_usage(snapshot_file, reference_file, allow_reboot=allow_reboot, api=api)
+    check_writable(report, save_evidence)
     reference, build = _load(snapshot_file, reference_file)
     allowed = None if whitelist is None else parse_whitelist(read_file(whitelist), whitelist)
     lacking = reference is not None and reference.without_tpm

@@ -25,6 +25,7 @@ from cosmian_vm.evidence.bundle import TlsPeer
 __all__ = ["HTTPS_PORT", "Answer", "Channel", "deadline", "one_line", "parse_address", "unchecked_context"]
 
 HTTPS_PORT = 443
+_EXAMPLE = "service.example.com:3655"
 _MAX_SMALL = 1024 * 1024
 _MAX_TEXT = 300
 _CALL_TIME = 120.0
@@ -52,11 +53,19 @@ def parse_address(address: str, what: str, default_port: int = HTTPS_PORT) -> tu
     """``host``, ``host:port`` or ``[v6]:port``. Raises InputError naming ``what``."""
     try:
         parts = urlsplit(f"//{address}")
-        host, port = parts.hostname, parts.port
+        host = parts.hostname
     except ValueError as exc:
-        raise InputError(f"{what}: {address!r} is no host[:port]: {exc}") from exc
+        raise InputError(f"{what}: {address!r} is no host[:port]; expected, for instance, {_EXAMPLE}") from exc
+    try:
+        port = parts.port
+    except ValueError as exc:
+        raise InputError(f"{what}: {address!r}: the port is no number from 0 to 65535") from exc
     if not host or parts.path or parts.query or parts.fragment or "@" in address or _UNFIT.search(address):
-        raise InputError(f"{what}: {address!r} is no host[:port]; expected, for instance, service.example.com:3655")
+        raise InputError(f"{what}: {address!r} is no host[:port]; expected, for instance, {_EXAMPLE}")
+    try:
+        host.encode("idna")  # as the look-up does
+    except ValueError as exc:
+        raise InputError(f"{what}: {host!r} is no host name: its parts have 1 to 63 letters, digits or -") from exc
     return host, default_port if port is None else port
 
 
@@ -209,10 +218,15 @@ class Channel:
         unchecked = unchecked_context()
         if self._insecure:
             return None, unchecked
+        if self._ca_file == "":  # Python would take the system's
+            raise InputError("--ca-file is empty: leave it out for the system's CAs")
         try:
             checked = ssl.create_default_context(cafile=self._ca_file)
-        except (OSError, ssl.SSLError) as exc:
-            raise InputError(f"{self._ca_file}: cannot be used as CA file: {one_line(str(exc))}") from exc
+        except ssl.SSLError as exc:
+            raise InputError(f"{self._ca_file}: cannot be used as CA file: it has no certificate in PEM") from exc
+        except (OSError, ValueError) as exc:
+            problem = getattr(exc, "strerror", None) or "no name of a file"
+            raise InputError(f"{self._ca_file}: cannot be used as CA file: {problem}") from exc
         checked.minimum_version = ssl.TLSVersion.TLSv1_2
         return checked, unchecked
 

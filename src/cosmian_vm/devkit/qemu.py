@@ -83,6 +83,18 @@ def accelerator() -> str:
     return "kvm" if done.returncode == _PROBE_STATUS << 1 | 1 else "tcg"
 
 
+def _check_disk(image: Path) -> None:
+    """A raw disk has a partition table: the MBR's signature at 510 (a GPT has it too: UEFI 2.10, 5.2.3), and a
+    partition in one of its four entries of 16 bytes, type at 4. Raises InputError, OSError.
+    """
+    with image.open("rb") as file:
+        sector = file.read(512)
+    types = sector[446 + 4 : 510 : 16]
+    if sector[510:] != b"\x55\xaa" or not any(types):
+        what = "a QCOW2 image" if sector.startswith(b"QFI\xfb") else "no disk image, it has no partition table"
+        raise InputError(f"{image}: {what}; expected is a raw disk image, as image/build --simulated-tee makes it")
+
+
 class _State(msgspec.Struct, kw_only=True):
     """``vm.json``. ``image``: path, size and modification time of what the disk was copied from."""
 
@@ -145,12 +157,14 @@ class QemuVm:
     def create(self, image: Path, *, agent_port: int | None = None, ssh_port: int | None = None) -> None:
         """Make the folder's disk, TPM and firmware variables where they are absent.
 
-        Raises InputError where the disk is that of another image, NotAvailableError where a program is not installed.
+        Raises InputError where ``image`` is no raw disk image or the folder's disk that of another image,
+        NotAvailableError where a program is not installed.
         """
         if missing := missing_programs():
             raise NotAvailableError(f"not installed: {', '.join(missing)} (Debian packages)")
         try:
             status = image.stat()
+            _check_disk(image)
         except OSError as exc:
             raise InputError(f"{image}: {exc.strerror}; make it with: image/build --simulated-tee") from exc
         origin = (str(image.resolve()), status.st_size, status.st_mtime_ns)

@@ -49,4 +49,13 @@ def _verify(raw: bytes, _: Material, __: datetime, ___: Roots) -> list[Check]:
     return [ok("reference.format", "All values have the right form"), replace(unsigned, required=True)]
 
 
-KINDS = (Kind(name="reference", title="Reference values of an image", matches=_matches, facts=_facts, verify=_verify),)
+KINDS = (
+    Kind(
+        name="reference",
+        title="Reference values of an image",
+        matches=_matches,
+        facts=_facts,
+        verify=_verify,
+        signed=False,
+    ),
+)

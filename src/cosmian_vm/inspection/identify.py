@@ -121,7 +121,9 @@ def inspect(
     if encoding:
         facts = {"encoding": encoding, **facts}
     checks = None if verify is None else _verified(found, raw, material, *verify, problem=problem)
-    return Inspection(kind=found.name, title=found.title, facts=facts, problem=problem, checks=checks)
+    return Inspection(
+        kind=found.name, title=found.title, facts=facts, problem=problem, checks=checks, signed=found.signed
+    )
 
 
 def _verified(

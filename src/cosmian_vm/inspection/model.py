@@ -38,8 +38,9 @@ Rules for them:
 - **Whether it is authentic** derives from the checks (:func:`is_authentic`): at least one check that is not policy
   passed (ok or warning), none failed, and no check that is *required* was skipped. So: what was not given and without
   which nothing is proven is ``replace(skip(...), required=True)`` (a quote without its signature); what is only a pity
-  is a plain ``skip`` (an IMA list without a quote). The ids in :data:`POLICY_IDS` are shown and do not decide, unless
-  the user gives ``--policy``.
+  is a plain ``skip`` (an IMA list without a quote). A kind that has no signature at all says ``signed=False``: of a
+  well-formed file of it nothing can be said, yes or no (:attr:`Inspection.undecidable`). The ids in
+  :data:`POLICY_IDS` are shown and do not decide, unless the user gives ``--policy``.
 - **Roots**: vendors' roots are pinned in ``endorsements``; a kind module uses these *and* ``roots.extra`` (the user's
   ``--trust-root``). A certificate in the material is never a root, whatever it says.
 - **Time** is the argument ``at`` (UTC, aware); nothing reads the clock, environment, files or network.
@@ -157,6 +158,7 @@ class Kind:
     """One kind of file. ``name``: stable, as in ``--json``. ``title``: for people. The functions: see the module.
 
     ``claims(raw, material)``: asked only if no kind ``matches``: does the material show that this is one of mine?
+    ``signed``: False where no file of this kind can prove by itself who made it.
     """
 
     name: str
@@ -165,13 +167,14 @@ class Kind:
     facts: Callable[[bytes, Material], Facts]
     verify: Callable[[bytes, Material, datetime, Roots], list[Check]]
     claims: Callable[[bytes, Material], bool] | None = None
+    signed: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
     """What is known about one file. ``problem``: why it cannot be read as its kind, empty if it can.
 
-    ``checks``: None where nobody asked whether it is authentic.
+    ``checks``: None where nobody asked whether it is authentic. ``signed``: as of its kind.
     """
 
     kind: str
@@ -179,6 +182,13 @@ class Inspection:
     facts: Facts = field(default_factory=dict)
     problem: str = ""
     checks: tuple[Check, ...] | None = None
+    signed: bool = True
+
+    @property
+    def undecidable(self) -> bool:
+        """Well-formed, and of a kind that no signature vouches for: neither authentic nor the opposite."""
+        failed = any(check.status is Status.FAIL for check in self.checks or ())
+        return not self.signed and not self.problem and self.checks is not None and not failed
 
     def authentic(self, *, policy: bool = False) -> bool:
         """The answer of ``--verify``; with ``policy`` the policy checks decide too. Nothing checked means no."""

@@ -47,4 +47,6 @@ def _verify(raw: bytes, _: Material, __: datetime, ___: Roots) -> list[Check]:
     return [ok("snapshot.format", "All values have the right form"), replace(unsigned, required=True)]
 
 
-KINDS = (Kind(name="snapshot", title="Snapshot of a machine", matches=_matches, facts=_facts, verify=_verify),)
+KINDS = (
+    Kind(name="snapshot", title="Snapshot of a machine", matches=_matches, facts=_facts, verify=_verify, signed=False),
+)

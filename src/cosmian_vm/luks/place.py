@@ -151,7 +151,10 @@ def working_folder(work: Path, mountinfo: Path) -> Iterator[tuple[Path, int]]:
         work.mkdir(mode=0o700, parents=True, exist_ok=True)
         mount = mounted_over(work, mountinfo)
         if mount is None or mount.kind not in ("tmpfs", "ramfs"):
-            raise AttesterError(f"{work}: is not in memory (a tmpfs); a header is opened from nowhere else")
+            raise AttesterError(
+                f"{work}: is not in memory (a tmpfs); a header is opened from nowhere else. Where /run is on the disk: "
+                f"mount -t tmpfs -o mode=0700,nosuid,nodev,noexec tmpfs {work}"
+            )
         with locked(work / "lock") as lock:
             folder = work / "header"
             shutil.rmtree(folder, ignore_errors=True)

@@ -76,6 +76,7 @@ MAX_SNAPSHOT_SIZE = 1 << 30
 Anchor = Literal["tee", "svsm", "certificate", "operator"]
 """Who vouches for the AK."""
 
+_REFERENCE_FORMAT = b'"cosmian-vm-reference"'  # what build_reference.FORMAT says, in the other kind of file
 _CLOCK_END = 1 << 64
 _AK_NAME_SIZES = frozenset({22, 34, 50, 66})  # TPMI_ALG_HASH (2 bytes) and a digest
 
@@ -204,7 +205,12 @@ def parse(raw: bytes, what: str) -> Snapshot:
 
     Raises InputError naming file and field.
     """
-    return decoded(_decoder, raw, what, "a snapshot")
+    try:
+        return decoded(_decoder, raw, what, "a snapshot")
+    except InputError as exc:
+        if _REFERENCE_FORMAT in raw:
+            raise InputError(f"{what}: no snapshot, but reference values of an image: --reference takes them") from exc
+        raise
 
 
 def load(path: str | Path) -> Snapshot:
