@@ -11,6 +11,7 @@ import click
 from cosmian_vm.devkit.hostile import ATTACKS
 from cosmian_vm.devkit.vm import SimulatedVm
 from cosmian_vm.errors import CosmianVmError
+from cosmian_vm.evidence.bundle import TeeKind
 
 __all__ = ["main"]
 
@@ -50,11 +51,20 @@ def vm() -> None:
 
 @vm.command()
 @_FOLDER
-def start(folder: Path) -> None:
+@click.option(
+    "--tee",
+    type=click.Choice([str(kind) for kind in TeeKind]),
+    default=str(TeeKind.SNP),
+    show_default=True,
+    help="What a new one is. An SGX enclave has neither TPM nor IMA.",
+)
+def start(folder: Path, tee: str) -> None:
     """Create the VM where it is new, and power it on."""
-    machine = SimulatedVm(folder)
+    machine = SimulatedVm(folder, tee=TeeKind(tee))
     url = machine.start()
     click.echo(f"url         {url}\ntrust root  {machine.trust_root}\nfile system {machine.rootfs}")
+    if machine.collateral.exists():
+        click.echo(f"collateral  {machine.collateral}")
 
 
 @vm.command()

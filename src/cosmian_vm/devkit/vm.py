@@ -1,12 +1,12 @@
-"""A whole simulated confidential VM: swtpm, a simulated AMD, software IMA over real files, and the real agent.
+"""A whole simulated confidential VM: swtpm, a simulated AMD or Intel, software IMA over real files, and the real agent.
 
 Everything lives in one folder, and processes are found again from there, so that one command can start the VM and
 another stop it::
 
-    vm.json            which guest this is                 vendor/       the simulated AMD's keys and certificates
+    vm.json            which guest this is                 vendor/       the chip maker's keys and certificates
     rootfs/            the VM's file system                trust_root.pem   its root, for --trust-root
     tpm/               swtpm's state                       agent/        the agent's data_storage
-    ima.bin boot.bin   what the kernel would keep          url           where the agent answers
+    *.bin              what the kernel would keep          url           where the agent answers
 """
 
 from __future__ import annotations
@@ -18,63 +18,48 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from cosmian_vm.agent.config import AgentConfig, AppConfig, ServiceType
 from cosmian_vm.agent.services import service_for
-from cosmian_vm.attester.platform import FileScope, Platform
+from cosmian_vm.attester.platform import FileScope, Platform, TeeDevice
 from cosmian_vm.attester.tpm import EsapiTpm
 from cosmian_vm.devkit._process import Daemon
 from cosmian_vm.devkit._rootfs import INIT, make_rootfs
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.boot_log import default_boot, extend_boot, serialise_boot
 from cosmian_vm.devkit.ima import SoftwareIma
+from cosmian_vm.devkit.intel import IntelVendor
+from cosmian_vm.devkit.intel_store import load_vendor, save_vendor
+from cosmian_vm.devkit.intel_tee import SimulatedEnclave, SimulatedTd
 from cosmian_vm.devkit.pcrs import TpmPcrs
 from cosmian_vm.devkit.swtpm import Swtpm
 from cosmian_vm.devkit.tee import SimulatedTee
+from cosmian_vm.devkit.vm_logs import FolderLogs, NoLogs, read
 from cosmian_vm.errors import AttesterError, InputError
-from cosmian_vm.evidence.ima import parse_binary, serialise_ascii, serialise_binary
+from cosmian_vm.evidence.bundle import TeeKind
+from cosmian_vm.evidence.ima import serialise_binary
 
-__all__ = ["FolderLogs", "SimulatedVm"]
+__all__ = ["SimulatedVm"]
 
 _AGENT_SECONDS = 30.0
 _RUN_SECONDS = 60.0
 
 
-class FolderLogs:
-    """The kernel's lists, kept in files of the VM's folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def ima_binary(self) -> bytes | None:
-        """binary_runtime_measurements."""
-        return _read(self._folder / "ima.bin")
-
-    def ima_ascii(self) -> bytes | None:
-        """ascii_runtime_measurements."""
-        raw = self.ima_binary()
-        return None if raw is None else serialise_ascii(parse_binary(raw))
-
-    def boot_event_log(self) -> bytes | None:
-        """binary_bios_measurements."""
-        return _read(self._folder / "boot.bin")
-
-    def cc_event_log(self) -> bytes | None:
-        """None: this machine is no TD."""
-        return None
-
-
 class SimulatedVm:
     """The VM in ``folder``; see the head of this module. As a context manager it is stopped at the end.
 
-    ``keys``: of the simulated vendor, where it is new (making RSA-4096 keys takes seconds).
+    ``keys``: of the simulated AMD, where it is new (making RSA-4096 keys takes seconds). ``tee``: what a new one is;
+    an enclave has neither TPM nor IMA.
     """
 
-    def __init__(self, folder: Path, *, keys: VendorKeys | None = None) -> None:
+    def __init__(self, folder: Path, *, keys: VendorKeys | None = None, tee: TeeKind = TeeKind.SNP) -> None:
         self.folder = folder.resolve()
         self._keys = keys
+        self._new_tee = tee
         self.tpm = Swtpm(self.folder / "tpm")
         self._agent = Daemon(self.folder / "agent.pid")
         self._agent_log = self.folder / "agent.log"
@@ -98,9 +83,19 @@ class SimulatedVm:
         return self.folder / "trust_root.pem"
 
     @property
+    def collateral(self) -> Path:
+        """Intel's collateral of a TD or enclave: what ``--endorsements`` takes."""
+        return self.folder / "collateral.json"
+
+    @property
+    def tee(self) -> TeeKind:
+        """What kind of TEE it is."""
+        return TeeKind(self._state().get("tee", TeeKind.SNP))
+
+    @property
     def url(self) -> str:
         """Where the agent answers. Raises InputError where the VM does not run."""
-        raw = _read(self.folder / "url")
+        raw = read(self.folder / "url")
         if raw is None or not self._agent.running:
             raise InputError(
                 f"{self.folder}: no simulated VM runs here; start it with: vm start --folder {self.folder}"
@@ -118,10 +113,10 @@ class SimulatedVm:
         storage = self.folder / "agent"
         return AgentConfig(
             data_storage=storage,
-            port=int(_read(self.folder / "port") or b"0"),
+            port=int(read(self.folder / "port") or b"0"),
             ssl_certificate=storage / "data" / "cert.pem",
             ssl_private_key=storage / "data" / "key.pem",
-            tpm_device="swtpm",
+            tpm_device=None if self.tee is TeeKind.SGX else "swtpm",
             app=AppConfig(
                 service_type=ServiceType.STANDALONE,
                 service_name=str(self.rootfs / "opt/app/server"),
@@ -131,12 +126,20 @@ class SimulatedVm:
 
     def platform(self) -> Platform:
         """The machine as its agent sees it."""
+        if self.tee is TeeKind.SGX:
+            enclave = SimulatedEnclave(vendor=load_vendor(self.folder / "vendor"))
+            return Platform(tee=enclave, tpm=None, logs=NoLogs(), scope=FileScope(root=self.rootfs))
         return Platform(
-            tee=SimulatedTee.launch(AmdVendor.load(self.folder / "vendor"), instance=self._instance()),
+            tee=self._device(),
             tpm=EsapiTpm(self.tpm.tcti, keep_open=False),
             logs=FolderLogs(self.folder),
             scope=FileScope(root=self.rootfs),
         )
+
+    def _device(self) -> TeeDevice:
+        if self.tee is TeeKind.TDX:
+            return SimulatedTd(vendor=load_vendor(self.folder / "vendor"))
+        return SimulatedTee.launch(AmdVendor.load(self.folder / "vendor"), instance=self._instance())
 
     # Power
 
@@ -147,7 +150,7 @@ class SimulatedVm:
         """
         if not self._agent.running:
             self._create()
-            if not self.tpm.running:
+            if self.tee is not TeeKind.SGX and not self.tpm.running:
                 self.tpm.start()
                 self._boot()
             self._start_agent(attack)
@@ -163,7 +166,7 @@ class SimulatedVm:
         """A power cycle of guest and TPM; the URL. ``new_instance``: the host launches the guest anew."""
         self._stop_agent()
         if new_instance:
-            self._write_instance(os.urandom(16))
+            self._write_state(os.urandom(16), self.tee)
         self.tpm.stop()
         return self.start()
 
@@ -242,20 +245,36 @@ class SimulatedVm:
         """What a VM has before its first boot; each step only where it is missing."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.folder / "tpm").mkdir(exist_ok=True)
-        if not (self.folder / "vendor" / "vendor.json").exists():
-            vendor = AmdVendor.create(keys=self._keys)
-            vendor.save(self.folder / "vendor")
-            self.trust_root.write_bytes(vendor.root_pem)
         if not (self.folder / "vm.json").exists():
-            self._write_instance(os.urandom(16))
+            self._write_state(os.urandom(16), self._new_tee)
+        if not self.trust_root.exists():
+            self._create_vendor()
+        if self.tee is not TeeKind.SNP:
+            name = "SGX" if self.tee is TeeKind.SGX else "TDX"
+            _write(self.collateral, load_vendor(self.folder / "vendor").collateral(name))
         if not self.rootfs.exists():
             make_rootfs(self.rootfs)
+
+    def _create_vendor(self) -> None:
+        """The maker of its processor; the root comes last, so that its file says that the rest is there."""
+        if self.tee is TeeKind.SNP:
+            amd = AmdVendor.create(keys=self._keys)
+            amd.save(self.folder / "vendor")
+            root = amd.root_pem
+        else:
+            intel = IntelVendor.create()
+            save_vendor(intel, self.folder / "vendor")
+            root = intel.root.public_bytes(Encoding.PEM)
+        _write(self.trust_root, root)
 
     def _boot(self) -> None:
         """Firmware, boot loader and kernel: PCRs, event log, boot_aggregate, and the first programs."""
         pcrs, events = TpmPcrs(self.tpm.tcti), default_boot()
         extend_boot(events, pcrs)
         _write(self.folder / "boot.bin", serialise_boot(events))
+        device = self._device()
+        if isinstance(device, SimulatedTd):
+            _write(self.folder / "ccel.bin", device.cc_event_log() or b"")
         ima = SoftwareIma(pcrs)
         ima.boot()
         _write(self.folder / "ima.bin", ima.binary())
@@ -285,11 +304,15 @@ class SimulatedVm:
         self._agent.stop()
         (self.folder / "url").unlink(missing_ok=True)
 
-    def _instance(self) -> bytes:
-        return bytes.fromhex(json.loads((self.folder / "vm.json").read_text(encoding="utf-8"))["instance"])
+    def _state(self) -> dict[str, str]:
+        raw = read(self.folder / "vm.json")
+        return {} if raw is None else json.loads(raw)
 
-    def _write_instance(self, instance: bytes) -> None:
-        _write(self.folder / "vm.json", json.dumps({"instance": instance.hex()}).encode())
+    def _instance(self) -> bytes:
+        return bytes.fromhex(self._state()["instance"])
+
+    def _write_state(self, instance: bytes, tee: TeeKind) -> None:
+        _write(self.folder / "vm.json", json.dumps({"instance": instance.hex(), "tee": tee}).encode())
 
     @contextmanager
     def _ima(self) -> Iterator[SoftwareIma]:
@@ -324,12 +347,6 @@ class _AfterTheFile:
     def catch_up(self) -> None:
         while self._due:
             self._pcrs.extend(*self._due.pop(0))
-
-
-def _read(path: Path) -> bytes | None:
-    with suppress(FileNotFoundError):
-        return path.read_bytes()
-    return None
 
 
 def _write(path: Path, content: bytes) -> None:
