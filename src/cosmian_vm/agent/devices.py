@@ -7,7 +7,13 @@ import msgspec
 from cosmian_vm import __version__
 from cosmian_vm.attester.platform import Platform, TeeDevice, TeeQuote, TpmDevice, TpmQuote
 from cosmian_vm.certificates import spki_sha256
-from cosmian_vm.errors import AttesterError, EvidenceFormatError, NotAvailableError
+from cosmian_vm.errors import (
+    AttesterError,
+    CredentialRefusedError,
+    EvidenceFormatError,
+    NotAvailableError,
+    OrderError,
+)
 from cosmian_vm.evidence import binding, ima, snp
 from cosmian_vm.evidence.bundle import V2_PCRS, EndorsementKey, PlatformAk, TeeKind
 from cosmian_vm.evidence.tpm import Alg, parse_signature, serialise_signature
@@ -88,10 +94,16 @@ class Devices:
         )
 
     def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
-        """TPM2_ActivateCredential for AK and EK: the credential. Raises AttesterError, NotAvailableError."""
+        """TPM2_ActivateCredential for AK and EK: the credential.
+
+        Raises AttesterError, NotAvailableError, OrderError (400) where the credential was made for other keys.
+        """
         if self._platform.tpm is None:
             raise NotAvailableError("this machine has no TPM (agent.toml names no tpm_device)")
-        return self._platform.tpm.activate(credential_blob, secret)
+        try:
+            return self._platform.tpm.activate(credential_blob, secret)
+        except CredentialRefusedError as exc:
+            raise OrderError(str(exc), status=400) from exc
 
     def _tpm_answer(self, tpm: TpmDevice, bound: bytes, ak_public: bytes | None) -> TpmAnswer:
         quote = tpm.quote(bound, V2_PCRS)

@@ -105,6 +105,16 @@ class AgentClient:
             svsm=None if told.svsm is None else SvsmReport(report=told.svsm.report, manifest=told.svsm.manifest),
         )
 
+    def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
+        """TPM2_ActivateCredential for the AK and the EK of the evidence: the credential. Arguments as in
+        ``wire.ActivateRequest``.
+
+        Raises RefusedError (status 400: the TPM does not activate it; 404: no TPM, or no EK) and TransportError.
+        """
+        request = msgspec.json.encode(wire.ActivateRequest(credential_blob=credential_blob, secret=secret))
+        answer = self._channel.call("POST", wire.ACTIVATE, request)
+        return self._decoded(answer.body, wire.ActivateAnswer, wire.ACTIVATE).credential
+
     def evidence_v1(self, nonce: bytes) -> Evidence:
         """What a 1.3.x agent has to show. Three calls, one certificate; the TPM is asked before the list is read.
 
