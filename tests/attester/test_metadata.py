@@ -139,7 +139,7 @@ FLAVOR = {"metadata-flavor": "Google"}
 
 
 @pytest.mark.parametrize(
-    ("call", "status", "headers", "body", "cloud"),
+    ("call", "status", "told", "content", "cloud"),
     [
         (GCP, 200, FLAVOR, b"1234", "GCP"),
         (GCP, 200, {}, b"1234", None),
@@ -153,14 +153,14 @@ FLAVOR = {"metadata-flavor": "Google"}
     ],
 )
 def test_whose_service_it_is(
-    call: tuple[str, ...], status: int, headers: dict[str, str], body: bytes, cloud: str | None
+    call: tuple[str, ...], status: int, told: dict[str, str], content: bytes, cloud: str | None
 ) -> None:
     def metadata(
-        method: str, path: str, asked: Mapping[str, str], body_sent: bytes = b"", *, seconds: float
+        method: str, path: str, headers: Mapping[str, str], body: bytes = b"", *, seconds: float
     ) -> MetadataAnswer:
         assert 0 < seconds <= 1
-        if (method, path, *next(iter(asked.items()))) == call:
-            return MetadataAnswer(status=status, headers=headers, body=body)
+        if (method, path, *next(iter(headers.items()))) == call:
+            return MetadataAnswer(status=status, headers=told, body=content)
         raise AttesterError("no answer")
 
     assert find_cloud(metadata, seconds=1) == cloud

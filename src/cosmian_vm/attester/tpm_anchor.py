@@ -61,7 +61,8 @@ _REFUSALS = (
     TPM2_RC.INSUFFICIENT,
     TPM2_RC.ECC_POINT,
 )
-_LAYERS, _FORMAT_ONE, _WARNING = 0xFFFF0000, 0x80, 0x900  # Part 2, 6.6.2; TSS 2.0 Overview, response codes
+_LAYERS, _UNMARSHALLING = 0xFFFF0000, 0x00090000  # TCG TSS 2.0 Overview, response codes
+_FORMAT_ONE, _WARNING = 0x80, 0x900  # Part 2, 6.6.2
 
 _log = logging.getLogger(__name__)
 
@@ -190,7 +191,9 @@ def _platform_key(esys: ESAPI, certificate_index: int, template_index: int) -> _
     try:
         certificates = split_certificates(nv_read(esys, certificate_index))
         area, _size = TPMT_PUBLIC.unmarshal(nv_read(esys, template_index))
-        key = _Key(public=b"", certificates=tuple(certificates), template=TPM2B_PUBLIC(publicArea=area))
+        key = _Key(
+            public=b"", certificates=tuple(certificates[:_MAX_CERTIFICATES]), template=TPM2B_PUBLIC(publicArea=area)
+        )
         with key.loaded(esys):
             if not _is_for(certificates, key.public):
                 raise AttesterError("the certificate is that of another key than the template makes")
@@ -315,8 +318,13 @@ def _whole(
 
 
 def _is_final(exc: TSS2_Exception) -> bool:
-    """Whether it is the TPM that says no, and will say so again: not the way to it, not a warning such as RETRY."""
-    return not exc.rc & _LAYERS and bool(exc.rc & _FORMAT_ONE or exc.rc & _WARNING != _WARNING)
+    """Whether it will be so again: the TPM says no, or NV holds no such structure; not where the way to the TPM failed,
+    nor where it warns (RETRY and the like).
+    """
+    layer = exc.rc & _LAYERS
+    if layer:
+        return bool(layer == _UNMARSHALLING)
+    return bool(exc.rc & _FORMAT_ONE or exc.rc & _WARNING != _WARNING)
 
 
 def _line(exc: Exception) -> str:
