@@ -1,8 +1,8 @@
 """configfs-tsm as files: ``devkit.tsm``'s model behind a FUSE file system, in a process of its own.
 
 As fs/configfs/file.c has it: an attribute's content is made when an open file is first read; what is written to a
-binary attribute (``inblob``) reaches the driver when the file is closed, and an error of the driver's is lost there; a file
-that the attribute does not allow to be read or written cannot even root open so. Nobody makes or removes files.
+binary attribute (``inblob``) reaches the driver when the file is closed, and an error of the driver's is lost there;
+nobody opens a file for what its attribute does not allow, not even root; nobody makes or removes files.
 
 ``python -m cosmian_vm.devkit.tsm_fs MOUNTPOINT --driver snp|svsm|tdx`` serves until it is told to end.
 """
