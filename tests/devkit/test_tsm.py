@@ -134,10 +134,13 @@ def test_a_guest_above_an_svsm(opened: Opened) -> None:
     assert (report.vmpl, report.report_data) == (0, sha512(DATA + MANIFEST).digest())
     entries.make("a")
     refused(errno.EINVAL, entries.write, "a", "privlevel", b"1")  # below the floor
-    refused(errno.EINVAL, entries.write, "a", "service_provider", b"other")
-    entries.write("a", "service_provider", b"svsm")
+    assert entries.read("a", "generation") == b"0\n"
+    refused(errno.EINVAL, entries.write, "a", "service_guid", b"none")
+    assert entries.read("a", "generation") == b"1\n"  # it counts all the same
     entries.write("a", "inblob", DATA)
-    refused(errno.EINVAL, entries.read, "a", "outblob")  # of no service
+    for service in (b"svsm", b"other"):
+        entries.write("a", "service_provider", service)
+        refused(errno.EINVAL, entries.read, "a", "outblob")  # of no service
 
 
 class Intruded(TsmFiles):

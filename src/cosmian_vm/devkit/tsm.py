@@ -117,7 +117,12 @@ class SnpDriver:
         if not request.service_provider:
             out = self.vendor.sign_report(**{**self.fields, "report_data": request.inblob, "vmpl": request.privlevel})
             return TsmOutput(out=out, aux=self.table())
-        if self.manifest is None or request.service_guid != VTPM_SERVICE or request.service_manifest_version:
+        if (
+            self.manifest is None
+            or request.service_provider != "svsm"
+            or request.service_guid != VTPM_SERVICE
+            or request.service_manifest_version
+        ):
             _fail(errno.EINVAL)
         bound = sha512(request.inblob + self.manifest).digest()
         out = self.vendor.sign_report(**{**self.fields, "report_data": bound, "vmpl": 0})
@@ -237,8 +242,11 @@ class TsmModel:
                 _fail(errno.ENOENT)
             if attribute not in WRITABLE:
                 _fail(errno.EACCES)
+            counted = attribute.startswith("service_")  # the kernel counts these before it looks at them
+            entry.writes += counted
+            entry.output = None if counted else entry.output
             entry.request = _changed(entry.request, attribute, value, driver.floor)
-            entry.writes += 1
+            entry.writes += not counted
             entry.output = None
 
     def _entry(self, name: str) -> _Entry:
@@ -264,8 +272,6 @@ def _changed(request: TsmRequest, attribute: str, value: bytes, floor: int) -> T
                 _fail(errno.EINVAL)
             return replace(request, privlevel=int(text))
         if attribute == "service_provider":
-            if text != "svsm":
-                _fail(errno.EINVAL)
             return replace(request, service_provider=text)
         if attribute == "service_guid":
             return replace(request, service_guid=uuid.UUID(text))
