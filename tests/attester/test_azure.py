@@ -83,7 +83,18 @@ def test_snp(service: Service) -> None:
     assert len(service.asked) == 2
 
 
-@pytest.mark.parametrize("answer", [{}, {"vcekCert": VCEK}, {"vcekCert": 1, "certificateChain": CHAIN}, [], b"<html>"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"vcekCert": VCEK},
+        {"vcekCert": 1, "certificateChain": CHAIN},
+        {"vcekCert": "\ud800", "certificateChain": CHAIN},
+        [],
+        b"<html>",
+        b"1" * 10_000,
+    ],
+)
 def test_snp_goes_without_certificates(service: Service, answer: object, caplog: pytest.LogCaptureFixture) -> None:
     device = AzureTee(Tpm(hcl(SNP)), service)
     good, service.answer = service.answer, answer
@@ -128,9 +139,10 @@ def test_tdx_needs_the_quote(service: Service, vendor: IntelVendor) -> None:
     for answer, match in (
         ({"quote": other}, "other report_data"),
         ({"quote": "%%%"}, "not base64url"),
-        ({"quote": "é"}, "not base64url"),
+        ({"quote": "é"}, "no ASCII text 'quote'"),
+        ({"quote": "A"}, "not base64url"),
         ({"quote": ""}, "are no quote"),
-        ({}, "no text 'quote'"),
+        ({}, "no ASCII text 'quote'"),
         (b"[" * 100_000, "no JSON"),
         (b"\xff", "no JSON"),
     ):

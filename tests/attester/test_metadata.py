@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cosmian_vm.attester.metadata import MAX_BODY, MetadataAnswer, MetadataService, find_cloud
 from cosmian_vm.errors import AttesterError
@@ -171,3 +173,16 @@ def test_after_its_time_nothing_is_asked() -> None:
         raise AssertionError("asked")
 
     assert find_cloud(metadata, seconds=0) is None
+
+
+@given(
+    st.lists(st.sampled_from([b"HTTP/1.1 200 OK\r\n", b"Content-Length: 3\r\n", b"\r\n", b"abc", b"\0", b"X: y\r\n"]))
+)
+def test_whatever_is_answered_is_an_answer_or_one_line(parts: list[bytes]) -> None:
+    server = Server()
+    server.answer = lambda _request: b"".join(parts)
+    try:
+        with suppress(AttesterError):
+            assert ask(server).status == 200
+    finally:
+        server.close()

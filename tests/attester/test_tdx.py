@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cosmian_vm.attester.tdx import TdxIoctl, TdxTsm
+from cosmian_vm.attester._intel import check_quote
+from cosmian_vm.attester.tdx import TdxIoctl, TdxTsm, _quote_of
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.intel import IntelVendor, Lies, enclave_report, td_body
 from cosmian_vm.devkit.tsm import SnpDriver, TdxDriver, TsmModel
@@ -218,3 +221,38 @@ def test_ioctl_with_a_service_that_never_answers(host: Host, device: TdxIoctl, m
             device.quote(DATA)
     finally:
         over.set()
+
+
+@pytest.fixture(scope="module")
+def good_answer(vendor: IntelVendor) -> bytes:
+    return Host.message(vendor.quote(td_body(report_data=DATA)), chosen=bytes(16))[4:]
+
+
+def test_every_truncation_of_an_answer_is_refused(good_answer: bytes) -> None:
+    for size in range(24, len(good_answer)):
+        with pytest.raises(AttesterError):
+            _quote_of(good_answer[:size])
+    assert parse_quote(_quote_of(good_answer)).body.report_data == DATA
+
+
+@given(st.binary(min_size=24, max_size=200))
+def test_an_answer_of_any_bytes_is_a_quote_or_refused(raw: bytes) -> None:
+    with suppress(AttesterError):
+        assert raw.endswith(_quote_of(raw))
+
+
+@given(st.binary(max_size=1500), st.sampled_from([TeeKind.SGX, TeeKind.TDX]))
+def test_any_bytes_are_no_quote_or_carry_what_was_asked_for(raw: bytes, kind: TeeKind) -> None:
+    for head in (b"", b"\x03\0\x02\0\0\0\0\0", b"\x04\0\x02\0\x81\0\0\0", b"\x05\0\x02\0\x81\0\0\0"):
+        with suppress(AttesterError):
+            check_quote(head + raw, kind, DATA, "quote")
+            assert DATA in head + raw
+
+
+def test_every_truncation_of_a_quote_is_refused(vendor: IntelVendor) -> None:
+    for td_1_5 in (False, True):
+        quote = vendor.quote(td_body(report_data=DATA, td_1_5=td_1_5))
+        check_quote(quote, TeeKind.TDX, DATA, "quote")
+        for size in range(len(quote)):
+            with pytest.raises(AttesterError):
+                check_quote(quote[:size], TeeKind.TDX, DATA, "quote")

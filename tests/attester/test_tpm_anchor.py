@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
+from hypothesis import given
+from hypothesis import strategies as st
 from tpm2_pytss import ESAPI, ESYS_TR, TPM2_CAP, TPM2B_PUBLIC, TPM2B_SENSITIVE_CREATE, TPMT_PUBLIC
 from tpm2_pytss.constants import TPM2_HC
 
@@ -389,3 +391,11 @@ def test_a_tpm_that_fails_is_asked_again(own_swtpm: Swtpm, maker: TpmMaker, devi
     own_swtpm.start()
     fresh._tcti = own_swtpm.tcti
     assert fresh.platform_ak(DATA) is not None
+
+
+@given(st.binary(max_size=600))
+def test_certificates_in_any_bytes_are_pieces_of_them(raw: bytes) -> None:
+    for content in (raw, b"\x30\x82\x01\x00" + raw):
+        found = split_certificates(content)
+        assert content.startswith(b"".join(found))
+        assert all(len(der) >= 4 for der in found)

@@ -131,8 +131,8 @@ def _object(answer: MetadataAnswer, path: str) -> dict[str, object]:
 
 def _text(told: dict[str, object], name: str, path: str) -> str:
     value = told.get(name)
-    if not isinstance(value, str):
-        raise AttesterError(f"metadata service: {path}: its answer has no text {name!r}")
+    if not isinstance(value, str) or not value.isascii():
+        raise AttesterError(f"metadata service: {path}: its answer has no ASCII text {name!r}")
     return value
 
 

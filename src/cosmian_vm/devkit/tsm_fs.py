@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -217,7 +218,8 @@ class TsmMount:
         self._daemon.stop()
         # A process that was killed leaves a mount behind, which answers no question about itself.
         if f" {self.report} " in Path("/proc/self/mounts").read_text(encoding="utf-8"):
-            subprocess.run(["umount", "--lazy", str(self.report)], check=False, timeout=30)
+            command = ["fusermount3", "-u", "-z"] if shutil.which("fusermount3") else ["umount", "--lazy"]
+            subprocess.run([*command, str(self.report)], check=False, timeout=30)
 
 
 def main() -> None:
