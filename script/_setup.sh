@@ -5,7 +5,7 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv="$root/.venv"
 # The TSS2 library is built against the headers of the system's own Python, so that one is used and not another on PATH.
-debian_packages=(swtpm swtpm-tools libtss2-dev gcc pkg-config python3-dev python3-venv)
+debian_packages=(swtpm swtpm-tools fuse3 libtss2-dev gcc pkg-config python3-dev python3-venv)
 
 say() { printf '\033[2m── %s\033[0m\n' "$*" >&2; }
 die() { printf '%s\n' "$*" >&2; exit 2; }

@@ -9,7 +9,8 @@ CosmianVmError
 │   └── RefusedError      the agent answered, with an HTTP status that is no answer  (exit 3)
 ├── PeerChangedError      the machine that was appraised is no longer the one that answers (exit 1)
 ├── AttesterError         a device of this machine failed (agent side)
-│   └── NotAvailableError the machine has no such device
+│   ├── NotAvailableError the machine has no such device
+│   └── CredentialRefusedError  the TPM does not activate a credential: it was made for other keys
 └── OrderError            the agent declines an order; carries the HTTP status
 
 Foreign exceptions become one of these where they enter our code (``raise ... from exc``); the text is one line that
@@ -20,6 +21,7 @@ __all__ = [
     "AttesterError",
     "ConfigError",
     "CosmianVmError",
+    "CredentialRefusedError",
     "EndorsementError",
     "EvidenceFormatError",
     "InputError",
@@ -86,6 +88,10 @@ class AttesterError(CosmianVmError):
 
 class NotAvailableError(AttesterError):
     """This machine has no such device."""
+
+
+class CredentialRefusedError(AttesterError):
+    """The TPM does not activate a credential: it was made for another key, or for another name, or is none."""
 
 
 class OrderError(CosmianVmError):

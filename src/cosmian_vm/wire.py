@@ -26,6 +26,8 @@ __all__ = [
     "IMA_ASCII",
     "IMA_BINARY",
     "MAX_APP_CONFIGURATION",
+    "MAX_CREDENTIAL_BLOB",
+    "MAX_CREDENTIAL_SECRET",
     "OPENAPI",
     "ORDER_HEADER",
     "QUOTE_TEE",
@@ -78,6 +80,8 @@ ORDER_HEADER = "cosmian-vm-api"
 
 MAX_APP_CONFIGURATION = 16 * 1024 * 1024
 """Largest application configuration, in bytes, after base64."""
+MAX_CREDENTIAL_BLOB, MAX_CREDENTIAL_SECRET = 256, 1024
+"""Largest TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET, in bytes: more than any TPM makes."""
 
 
 # What evidence holds at most, but for the IMA list: whoever answers may not be an agent at all, and a few kilobytes on
@@ -125,8 +129,8 @@ class ActivateRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
     AK of the evidence, each with its length in front (Part 2, 12.4.3 and 11.4.33).
     """
 
-    credential_blob: Annotated[bytes, Meta(max_length=256)]
-    secret: Annotated[bytes, Meta(max_length=1024)]
+    credential_blob: Annotated[bytes, Meta(max_length=MAX_CREDENTIAL_BLOB)]
+    secret: Annotated[bytes, Meta(max_length=MAX_CREDENTIAL_SECRET)]
 
 
 class ActivateAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ import pytest
 
 from cosmian_vm.attester.platform import Platform, TeeQuote
 from cosmian_vm.devkit.machine import Machine
+from cosmian_vm.devkit.soft_tpm import SoftTpm
 from cosmian_vm.evidence import ima, snp, tpm
 from cosmian_vm.evidence.bundle import TeeKind
 
@@ -112,6 +113,16 @@ def test_tpm_quote_takes_the_pcr_from_the_first_entry(talk: Talk, machine: Machi
     answer = talk(lambda call: call("GET", f"/quote/tpm?{nonce_query(NONCE)}")).json()
     told = tpm.parse_quote(base64.b64decode(answer["quote"] + "=="))
     assert told.pcr_selections[0].pcrs == (12,)
+
+
+def test_tpm_quote_is_by_version_1s_own_key_where_there_is_one(talk: Talk, platform: Platform) -> None:
+    own = SoftTpm(seed=b"of version 1")
+    answer = talk(
+        lambda call: call("GET", f"/quote/tpm?{nonce_query(NONCE)}"), platform=replace(platform, tpm_v1=own)
+    ).json()
+    assert base64.b64decode(answer["public_key"] + "==") == own.ak_public()
+    assert platform.tpm is not None
+    assert platform.tpm.ak_public() != own.ak_public()
 
 
 def test_tpm_quote_without_a_readable_list_is_no_quote(talk: Talk, machine: Machine) -> None:

@@ -19,10 +19,10 @@ from cosmian_vm.agent.config import AgentConfig, AppConfig, ServiceType
 from cosmian_vm.attester.platform import Platform, TeeQuote, TpmQuote
 from cosmian_vm.certificates import spki_sha256
 from cosmian_vm.devkit.machine import Machine
-from cosmian_vm.errors import AttesterError
+from cosmian_vm.errors import AttesterError, CredentialRefusedError, NotAvailableError
 from cosmian_vm.evidence import ima, snp, tpm
 from cosmian_vm.evidence.binding import compute_binding, report_data
-from cosmian_vm.evidence.bundle import V2_PCRS, TeeKind
+from cosmian_vm.evidence.bundle import V2_PCRS, EndorsementKey, PlatformAk, TeeKind
 
 Talk = Callable[..., Any]
 NONCE = bytes(range(32))
@@ -397,3 +397,95 @@ def test_a_locked_container_declines_every_order(talk: Talk, with_app: AgentConf
 def test_evidence_names_the_owners(talk: Talk, config: AgentConfig) -> None:
     told = answered(talk(lambda call: call("POST", "/v2/evidence", asked()), config=replace(config, owners="anyone")))
     assert told.owners == ["anyone"]
+
+
+class _Activating:
+    """A TPM that answers TPM2_ActivateCredential, or does what ``problem`` says."""
+
+    def __init__(self, true: Any, problem: Exception | None = None) -> None:
+        self.true, self.problem = true, problem
+        self.asked: list[tuple[bytes, bytes]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.true, name)
+
+    def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
+        self.asked.append((credential_blob, secret))
+        if self.problem is not None:
+            raise self.problem
+        return b"credential"
+
+
+def activation(credential_blob: bytes = b"blob", secret: bytes = b"secret", **more: object) -> bytes:
+    fields = {"credential_blob": credential_blob, "secret": secret}
+    return json.dumps({k: base64.b64encode(v).decode() for k, v in fields.items()} | more).encode()
+
+
+def test_activate(talk: Talk, platform: Platform) -> None:
+    tpm = _Activating(platform.tpm)
+    reply = talk(lambda call: call("POST", "/v2/activate", activation()), platform=replace(platform, tpm=tpm))
+    assert reply.status == 200, reply.text
+    assert msgspec.json.decode(reply.body, type=wire.ActivateAnswer).credential == b"credential"
+    assert tpm.asked == [(b"blob", b"secret")]
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "text"),
+    [
+        (CredentialRefusedError("the TPM does not activate this credential"), 400, "does not activate"),
+        (NotAvailableError("TPM: no endorsement key"), 404, "no endorsement key"),
+        (AttesterError("TPM: it is locked out"), 500, "locked out"),
+    ],
+)
+def test_a_credential_that_is_not_activated(
+    talk: Talk, platform: Platform, problem: Exception, status: int, text: str
+) -> None:
+    tpm = _Activating(platform.tpm, problem)
+    reply = talk(lambda call: call("POST", "/v2/activate", activation()), platform=replace(platform, tpm=tpm))
+    assert (reply.status, text in reply.text, "\n" in reply.text.strip()) == (status, True, False)
+
+
+def test_activate_without_a_tpm_or_an_ek(talk: Talk, platform: Platform) -> None:
+    bare = replace(platform, tpm=None)
+    assert talk(lambda call: call("POST", "/v2/activate", activation()), platform=bare).status == 404
+    assert talk(lambda call: call("POST", "/v2/activate", activation())).status == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{}", 400),
+        (activation(nonce="AAAA"), 400),
+        (activation(credential_blob=bytes(wire.MAX_CREDENTIAL_BLOB + 1)), 400),
+        (activation(secret=bytes(wire.MAX_CREDENTIAL_SECRET + 1)), 400),
+        (activation(secret=bytes(5000)), 413),
+    ],
+)
+def test_activate_with_a_bad_body(talk: Talk, platform: Platform, body: bytes, status: int) -> None:
+    tpm = _Activating(platform.tpm)
+    reply = talk(lambda call: call("POST", "/v2/activate", body), platform=replace(platform, tpm=tpm))
+    assert (reply.status, tpm.asked) == (status, [])
+
+
+def test_anchors_of_the_ak_are_in_the_evidence(talk: Talk, platform: Platform) -> None:
+    true: Any = platform.tpm
+    asked_for: list[bytes] = []
+
+    class Tpm(_Activating):
+        def platform_ak(self, qualifying_data: bytes) -> PlatformAk:
+            asked_for.append(qualifying_data)
+            return PlatformAk(
+                public=b"public", attest=b"attest", signature=b"signature", certificates=(b"certificate",)
+            )
+
+        def ek(self) -> EndorsementKey:
+            return EndorsementKey(public=b"ek", certificates=(b"own", b"maker"))
+
+    told = answered(talk(lambda call: call("POST", "/v2/evidence", asked()), platform=replace(platform, tpm=Tpm(true))))
+    assert told.tpm is not None
+    assert told.tpm.platform_ak == wire.PlatformAkAnswer(
+        public=b"public", attest=b"attest", signature=b"signature", certificates=[b"certificate"]
+    )
+    assert told.tpm.ek == wire.EkAnswer(public=b"ek", certificates=[b"own", b"maker"])
+    assert asked_for == [tpm.parse_quote(told.tpm.quote).extra_data]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -238,3 +239,22 @@ def test_a_full_disk_is_served_under_a_throw_away_key(
     files = first_launch.prepare(config, Storage(config), preinit=True, hostname="vm", now=datetime.now(UTC))
     assert files.certificate.parent == config.tmp
     assert f"{config.ssl_private_key}: cannot be written: No space left on device" in caplog.text
+
+
+def test_the_devices_are_looked_for_again_when_the_agent_starts_over(
+    encrypted: AgentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A TPM that appeared after the start is served without a restart."""
+    served: list[object] = []
+
+    def serve_once(_config: object, platform: object, **_more: object) -> bool:
+        served.append(platform)
+        return len(served) < 3
+
+    monkeypatch.setattr(main, "_serve_once", serve_once)
+    found: Any = iter(["second", "third"])
+    main.run(encrypted, "first", find_again=lambda: next(found))  # type: ignore[arg-type] # never looked into
+    assert served == ["first", "second", "third"]
+    served.clear()
+    main.run(encrypted, "first")  # type: ignore[arg-type] # never looked into
+    assert served == ["first", "first", "first"]

@@ -153,14 +153,30 @@ def test_serving_a_call_loads_and_runs_no_file(start: Start) -> None:
     assert [line for line in serving.splitlines() if line.startswith("TOUCHED")] == []
 
 
+# The real detection asks a cloud's metadata service: not from a test.
+_PROGRAM = """
+import sys
+
+def offline(event, arguments):
+    if event == "socket.connect" and isinstance(arguments[1], tuple) and not arguments[1][0].startswith("127."):
+        print("STAYED HERE", arguments[1][0], file=sys.stderr)
+        raise OSError("a test does not leave this machine")
+
+sys.addaudithook(offline)
+FIRST
+from cosmian_vm.agent.program import main
+sys.argv[0] = "cosmian_vm_agent"
+main()
+"""
+
+
 def run_program(*arguments: str, **environment: str) -> tuple[int, str]:
     return run_code("pass", *arguments, **environment)
 
 
 def run_code(first: str, *arguments: str, **environment: str) -> tuple[int, str]:
-    code = f"import sys; {first}; from cosmian_vm.agent.program import main; sys.argv[0] = 'cosmian_vm_agent'; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", _PROGRAM.replace("FIRST", first), *arguments],
         env={**os.environ, "PYTHONPATH": str(SOURCE), **environment},
         capture_output=True,
         text=True,

@@ -72,6 +72,10 @@ class Recorder:
         await self._do("evidence", nonce, leaf, ima_from)
         return EVIDENCE
 
+    async def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
+        await self._do("activate", credential_blob, secret)
+        return b"credential"
+
     async def tee_quote_v1(self, nonce: bytes, leaf: bytes) -> bytes:
         await self._do("tee_quote_v1", nonce, leaf)
         return b"quote"
@@ -143,6 +147,7 @@ def test_every_order_and_its_result(through: Callable[..., None]) -> None:
     async def scenario(orders: RemoteOrders, recorder: Recorder, *_: Any) -> None:
         assert await orders.version() == VERSION
         assert await orders.evidence(NONCE, LEAF, 7) == EVIDENCE
+        assert await orders.activate(b"blob", b"") == b"credential"
         assert await orders.tee_quote_v1(NONCE, LEAF) == b"quote"
         assert await orders.tpm_quote_v1(b"") == TPM_QUOTE
         assert await orders.ima_ascii() == b"10 \xff"
@@ -156,6 +161,7 @@ def test_every_order_and_its_result(through: Callable[..., None]) -> None:
         assert recorder.told == [
             ("version",),
             ("evidence", NONCE, LEAF, 7),
+            ("activate", b"blob", b""),
             ("tee_quote_v1", NONCE, LEAF),
             ("tpm_quote_v1", b""),
             ("ima_ascii",),

@@ -18,7 +18,7 @@ from cosmian_vm.devkit.intel_tee import SimulatedTd
 from cosmian_vm.devkit.machine import Machine
 from cosmian_vm.devkit.paravisor import SimulatedHcl, SimulatedSvsm, runtime_json
 from cosmian_vm.devkit.soft_tpm import SoftTpm
-from cosmian_vm.devkit.tpm_maker import TpmMaker
+from cosmian_vm.devkit.tpm_authority import TpmAuthority
 from cosmian_vm.endorsements.intel_collateral import parse_collateral
 from cosmian_vm.evidence.azure import HclReport
 from cosmian_vm.evidence.bundle import Activation, EndorsementKey, Evidence, PlatformAk
@@ -32,8 +32,8 @@ from .conftest import NONCE, NOW, Judge
 
 AK = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 OTHER_AK = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-MAKER = TpmMaker.create("Simulated TPM Maker", now=NOW - timedelta(days=100))
-OPERATOR = TpmMaker.create("Simulated Cloud", now=NOW - timedelta(days=100))
+MAKER = TpmAuthority.create("Simulated TPM Maker", now=NOW - timedelta(days=100))
+OPERATOR = TpmAuthority.create("Simulated Cloud", now=NOW - timedelta(days=100))
 
 
 def ak_check(judge: Judge, evidence: Evidence) -> Check:
@@ -237,7 +237,7 @@ def test_svsm_report_of_another_vendor(machine: Machine, judge: Judge, ek: SoftT
 # Certificates
 
 
-def certified(machine: Machine, evidence: Evidence, maker: TpmMaker, **changes: bytes) -> Evidence:
+def certified(machine: Machine, evidence: Evidence, maker: TpmAuthority, **changes: bytes) -> Evidence:
     """With a platform's key that certified the AK for this connection."""
     assert evidence.tpm is not None
     platform = SoftTpm(seed=b"the platform's AK")

@@ -49,3 +49,13 @@ def test_a_list_that_cannot_be_read_is_an_error_and_not_its_absence(tmp_path: Pa
     (tmp_path / "ima/binary_runtime_measurements").mkdir(parents=True)
     with pytest.raises(AttesterError, match="cannot be read"):
         KernelLogs(tmp_path).ima_binary()
+
+
+def test_the_event_log_of_a_td(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = KernelLogs(tmp_path, tmp_path / "data" / "CCEL")
+    assert logs.cc_event_log() is None
+    fill(tmp_path, "data/CCEL", b"events" + b"\xff" * 4096)
+    assert logs.cc_event_log() == b"events" + b"\xff" * 4096
+    monkeypatch.setattr(module, "_MAX_CCEL", 4000)
+    with pytest.raises(AttesterError, match="CCEL: more than 4000 bytes"):
+        logs.cc_event_log()

@@ -5,11 +5,13 @@ import errno
 import struct
 from collections.abc import Callable
 from datetime import UTC, datetime
+from hashlib import sha512
 from pathlib import Path
 
 import pytest
 
-from cosmian_vm.attester.snp import SnpIoctl, SnpTsm, TsmFiles
+from cosmian_vm.attester._tsm import TsmFiles, provider
+from cosmian_vm.attester.snp import SnpIoctl, SnpTsm
 from cosmian_vm.certificates import leaf_der, self_signed
 from cosmian_vm.errors import AttesterError
 
@@ -53,6 +55,8 @@ class FakeTsm:
         self.intruder = 0
         self.made = 0
         self.mkdir_error: int | None = None
+        self.manifest: bytes | None = None
+        self.svsm_report: Callable[[bytes], bytes] = make_report
 
     def make(self, name: str) -> None:
         if self.mkdir_error is not None:
@@ -79,10 +83,20 @@ class FakeTsm:
             if self.intruder:
                 self.intruder -= 1
                 self.generation[name] += 1
+            if entry.get("service_provider") == b"svsm":
+                assert entry["service_guid"] == b"c476f1eb-0123-45a5-9641-b4e7dde5bfe3"
+                assert entry["service_manifest_version"] == b"0"
+                assert "privlevel" not in entry
+                assert self.manifest is not None
+                return self.svsm_report(sha512(entry["inblob"] + self.manifest).digest())
             return self.report(entry["inblob"])
+        if attribute == "manifestblob" and self.manifest is not None:
+            return self.manifest
         raise FileNotFoundError(attribute)
 
     def write(self, name: str, attribute: str, value: bytes) -> None:
+        if attribute.startswith("service_") and self.manifest is None:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
         self.entries[name][attribute] = value
         self.generation[name] += 1
 
@@ -123,10 +137,38 @@ def test_tsm_asks_for_the_least_privilege_level_it_may() -> None:
         write(name, attribute, value)
 
     tsm.write = watch  # type: ignore[method-assign] # the fake is watched here alone
-    assert quoting(tsm).quote(DATA).raw == make_report(DATA)
+    quote = quoting(tsm).quote(DATA)
+    assert quote.raw == make_report(DATA)
+    assert quote.svsm is None  # this kernel has no service_provider
     assert seen == [b"2"]
     tsm.floor = None
     assert quoting(tsm).quote(DATA).raw == make_report(DATA)
+
+
+def test_an_svsm_is_asked_about_its_vtpm() -> None:
+    tsm = FakeTsm()
+    tsm.floor, tsm.manifest = b"2\n", b"the EK's public area"
+    svsm = quoting(tsm).quote(DATA).svsm
+    assert svsm is not None
+    assert svsm.manifest == tsm.manifest
+    assert svsm.report[0x50:0x90] == sha512(DATA + tsm.manifest).digest()
+    assert tsm.entries == {}
+    tsm.floor = b"0\n"  # nothing runs below us
+    assert quoting(tsm).quote(DATA).svsm is None
+
+
+def test_an_svsm_that_does_not_answer_costs_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    tsm = FakeTsm()
+    tsm.floor = b"2\n"
+    device = quoting(tsm)
+    for _ in range(3):
+        assert device.quote(DATA).svsm is None
+    assert caplog.text.count("vouches for no vTPM") == 1
+    assert "No such file" in caplog.text
+    tsm.manifest, tsm.svsm_report = b"manifest", lambda _data: make_report(DATA)
+    caplog.clear()
+    assert quoting(tsm).quote(DATA).svsm is None
+    assert "other report_data" in caplog.text
 
 
 def test_tsm_tries_again_when_another_process_wrote_or_the_kernel_is_busy() -> None:
@@ -157,7 +199,7 @@ def test_tsm_refuses_what_was_not_asked_for() -> None:
 def test_tsm_errors_are_one_line() -> None:
     tsm = FakeTsm()
     tsm.provider = b"tdx_guest\n"
-    assert quoting(tsm).provider() == b"tdx_guest"
+    assert provider(tsm) == b"tdx_guest"
     with pytest.raises(AttesterError, match="tdx_guest"):
         quoting(tsm).quote(DATA)
     tsm.mkdir_error = errno.ENXIO
@@ -172,6 +214,9 @@ def test_tsm_files(tmp_path: Path) -> None:
     files.make("entry")
     with pytest.raises(FileExistsError):
         files.make("entry")
+    with pytest.raises(FileNotFoundError):  # an attribute that this kernel does not have; nothing is made
+        files.write("entry", "inblob", DATA)
+    (tmp_path / "entry" / "inblob").touch()
     files.write("entry", "inblob", DATA)
     assert files.read("entry", "inblob") == DATA
     (tmp_path / "entry" / "inblob").write_bytes(bytes(129 * 1024))

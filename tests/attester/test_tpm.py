@@ -273,6 +273,8 @@ seen = []
 sys.addaudithook(lambda event, args: seen.append((event, args[0])) if event in ("open", "import", "exec") else None)
 device.quote(b"nonce", range(16))
 device.ak_public()
+device.ek()
+device.platform_ak(b"nonce")
 print(seen)
 device.close()
 """

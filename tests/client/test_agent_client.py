@@ -571,3 +571,17 @@ class _raw_server:  # noqa: N801 - reads as a function
         socket.socket.shutdown(self._server, socket.SHUT_RDWR)
         self._server.close()
         self._thread.join()
+
+
+def test_activate(agent: Any) -> None:
+    with AgentClient(agent.url, allow_insecure_tls=True) as client:
+        agent.route("POST", wire.ACTIVATE, 200, json.dumps({"credential": "c2VjcmV0"}).encode())
+        assert client.activate(b"blob", b"encrypted") == b"secret"
+        assert json.loads(agent.calls[-1].body) == {"credential_blob": "YmxvYg==", "secret": "ZW5jcnlwdGVk"}
+        agent.route("POST", wire.ACTIVATE, 200, json.dumps({"credential": "A" * 88}).encode())
+        with pytest.raises(TransportError, match="not understood"):
+            client.activate(b"blob", b"encrypted")
+        agent.route("POST", wire.ACTIVATE, 400, b"the TPM does not activate this credential")
+        with pytest.raises(RefusedError, match="does not activate") as caught:
+            client.activate(b"blob", b"encrypted")
+        assert caught.value.status == 400

@@ -67,6 +67,10 @@ class Collector:
         """See ``orders.Orders``."""
         return await self._ask(lambda: self._devices.evidence(nonce, leaf, ima_from))
 
+    async def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
+        """See ``orders.Orders``."""
+        return await self._ask(lambda: self._devices.activate(credential_blob, secret))
+
     async def tee_quote_v1(self, nonce: bytes, leaf: bytes) -> bytes:
         """See ``orders.Orders``."""
         return await self._ask(lambda: self._devices.tee_quote_v1(nonce, leaf))

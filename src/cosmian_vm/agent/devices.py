@@ -7,19 +7,24 @@ import msgspec
 from cosmian_vm import __version__
 from cosmian_vm.attester.platform import Platform, TeeDevice, TeeQuote, TpmDevice, TpmQuote
 from cosmian_vm.certificates import spki_sha256
-from cosmian_vm.errors import AttesterError, EvidenceFormatError, NotAvailableError
+from cosmian_vm.errors import (
+    AttesterError,
+    CredentialRefusedError,
+    EvidenceFormatError,
+    NotAvailableError,
+    OrderError,
+)
 from cosmian_vm.evidence import binding, ima, snp
-from cosmian_vm.evidence.bundle import V2_PCRS, EndorsementKey, PlatformAk, TeeKind
+from cosmian_vm.evidence.bundle import V2_PCRS, TeeKind, TpmEvidence
 from cosmian_vm.evidence.tpm import Alg, parse_signature, serialise_signature
 from cosmian_vm.wire import (
-    EkAnswer,
     EvidenceAnswer,
-    PlatformAkAnswer,
-    SvsmAnswer,
     TpmAnswer,
     TpmQuoteV1,
     VersionAnswer,
     encode_base64_unpadded,
+    svsm_answer,
+    tpm_answer,
 )
 
 __all__ = ["API_VERSION", "DeviceValues", "Devices"]
@@ -84,27 +89,35 @@ class Devices:
             cloud=self._platform.cloud,
             hcl_report=None if report is None else report.hcl_report,
             cc_event_log=logs.cc_event_log(),
-            svsm=_svsm(report),
+            svsm=svsm_answer(None if report is None else report.svsm),
         )
 
     def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
-        """TPM2_ActivateCredential for AK and EK: the credential. Raises AttesterError, NotAvailableError."""
+        """TPM2_ActivateCredential for AK and EK: the credential.
+
+        Raises AttesterError, NotAvailableError, OrderError (400) where the credential was made for other keys.
+        """
         if self._platform.tpm is None:
             raise NotAvailableError("this machine has no TPM (agent.toml names no tpm_device)")
-        return self._platform.tpm.activate(credential_blob, secret)
+        try:
+            return self._platform.tpm.activate(credential_blob, secret)
+        except CredentialRefusedError as exc:
+            raise OrderError(str(exc), status=400) from exc
 
     def _tpm_answer(self, tpm: TpmDevice, bound: bytes, ak_public: bytes | None) -> TpmAnswer:
         quote = tpm.quote(bound, V2_PCRS)
         if quote.ak_public != ak_public:
             raise AttesterError("the TPM quoted with another key than its AK; try again")
-        return TpmAnswer(
-            quote=quote.quote,
-            signature=quote.signature,
-            ak_public=quote.ak_public,
-            pcrs=[quote.pcrs[pcr] for pcr in V2_PCRS],
-            ak_certificate=tpm.ak_certificate(),
-            platform_ak=_platform_ak(tpm.platform_ak(bound)),
-            ek=_ek(tpm.ek()),
+        return tpm_answer(
+            TpmEvidence(
+                quote=quote.quote,
+                signature=quote.signature,
+                ak_public=quote.ak_public,
+                pcrs={pcr: quote.pcrs[pcr] for pcr in V2_PCRS},
+                ak_certificate=tpm.ak_certificate(),
+                platform_ak=tpm.platform_ak(bound),
+                ek=tpm.ek(),
+            )
         )
 
     def tee_quote_v1(self, nonce: bytes, leaf: bytes) -> bytes:
@@ -161,23 +174,6 @@ class Devices:
         if self._platform.tee is None:
             raise NotAvailableError("this machine has no TEE that the agent knows")
         return self._platform.tee
-
-
-def _svsm(report: TeeQuote | None) -> SvsmAnswer | None:
-    told = None if report is None else report.svsm
-    return None if told is None else SvsmAnswer(report=told.report, manifest=told.manifest)
-
-
-def _platform_ak(told: PlatformAk | None) -> PlatformAkAnswer | None:
-    if told is None:
-        return None
-    return PlatformAkAnswer(
-        public=told.public, attest=told.attest, signature=told.signature, certificates=list(told.certificates)
-    )
-
-
-def _ek(told: EndorsementKey | None) -> EkAnswer | None:
-    return None if told is None else EkAnswer(public=told.public, certificates=list(told.certificates))
 
 
 def _there(log: bytes | None) -> bytes:

@@ -54,6 +54,7 @@ def create_app(orders: Orders) -> ASGIApp:
         wire.APP_RESTART: {"POST": front.app_restart},
         wire.VERSION: {"GET": front.version},
         wire.EVIDENCE: {"POST": front.evidence},
+        wire.ACTIVATE: {"POST": front.activate},
         wire.OPENAPI: {"GET": front.openapi},
         wire.HEALTH: {"GET": front.health},
     }
@@ -120,6 +121,12 @@ class _Front:
         asked = await requests.evidence_request(request)
         evidence = await self._orders.evidence(asked.nonce, requests.leaf(request), asked.ima_from)
         return await self._encoded(request, lambda: msgspec.json.encode(evidence))
+
+    async def activate(self, request: Request) -> Answer:
+        """``POST /v2/activate``."""
+        asked = await requests.activate_request(request)
+        credential = await self._orders.activate(asked.credential_blob, asked.secret)
+        return json_answer(wire.ActivateAnswer(credential=credential))
 
     async def quote_tee(self, request: Request) -> Answer:
         """``GET /quote/tee``."""

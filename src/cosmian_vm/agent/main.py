@@ -47,12 +47,14 @@ def run(
     preinit: bool = True,
     on_ready: Callable[[str, int], None] | None = None,
     front: FrontUser | None = None,
+    find_again: Callable[[], Platform] | None = None,
 ) -> None:
     """Serve this machine until SIGTERM or SIGINT.
 
     ``preinit``: open and make what the first launch makes (container, AK, certificate). ``on_ready`` is called with
     address and port when connections are taken: with port 0 in ``config``, this is how the chosen one is known.
     ``front``: whom the front is to run as, in a process of its own; None: front and collector are this one process.
+    ``find_again``: the devices, whenever the serving begins again: a TPM may have appeared since ``platform``.
 
     Raises ConfigError where configuration, certificate or port cannot be used.
     """
@@ -60,6 +62,8 @@ def run(
         LOGGER.warning('owners = "anyone": every client that reaches this agent may give it orders')
     while _serve_once(config, platform, preinit=preinit, on_ready=on_ready, front=front):
         LOGGER.info("the encrypted container is open now: starting over with what is in it")
+        if find_again is not None:
+            platform = find_again()
 
 
 def _serve_once(
@@ -146,7 +150,8 @@ def main(find_platform: Callable[[AgentConfig], Platform] = lambda config: detec
         platform = find_platform(config)
         if arguments.first_launch:
             sys.exit(_launch_only(config, platform))
-        run(config, platform, preinit=preinit, front=find_front_user())
+        user = find_front_user()
+        run(config, platform, preinit=preinit, front=user, find_again=lambda: find_platform(config))
     except InputError as exc:
         sys.exit(_fail(exc, 2))
     except CosmianVmError as exc:

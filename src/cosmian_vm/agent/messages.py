@@ -16,13 +16,14 @@ from msgspec import Meta
 from cosmian_vm.agent.log import describe
 from cosmian_vm.agent.owner import Caller
 from cosmian_vm.errors import AttesterError, NotAvailableError, OrderError
-from cosmian_vm.wire import MAX_APP_CONFIGURATION
+from cosmian_vm.wire import MAX_APP_CONFIGURATION, MAX_CREDENTIAL_BLOB, MAX_CREDENTIAL_SECRET
 
 __all__ = [
     "LENGTH",
     "MAX_ANSWER",
     "MAX_ORDER",
     "MAX_SMALL_ORDER",
+    "Activate",
     "DeleteSnapshot",
     "Done",
     "Evidence",
@@ -75,6 +76,13 @@ class Evidence(_Strict, frozen=True, kw_only=True):
     ima_from: Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
+class Activate(_Strict, frozen=True, kw_only=True):
+    """``Orders.activate``."""
+
+    credential_blob: Annotated[bytes, Meta(max_length=MAX_CREDENTIAL_BLOB)]
+    secret: Annotated[bytes, Meta(max_length=MAX_CREDENTIAL_SECRET)]
+
+
 class TeeQuoteV1(_Strict, frozen=True, kw_only=True):
     """``Orders.tee_quote_v1``."""
 
@@ -122,7 +130,17 @@ class RestartApp(_Strict, frozen=True, kw_only=True):
 
 
 Order = (
-    Version | Evidence | TeeQuoteV1 | TpmQuote | ImaAscii | ImaBinary | Snapshot | DeleteSnapshot | InitApp | RestartApp
+    Version
+    | Evidence
+    | Activate
+    | TeeQuoteV1
+    | TpmQuote
+    | ImaAscii
+    | ImaBinary
+    | Snapshot
+    | DeleteSnapshot
+    | InitApp
+    | RestartApp
 )
 
 

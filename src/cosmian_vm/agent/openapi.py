@@ -15,6 +15,8 @@ _SHAPES = (
     wire.VersionAnswer,
     wire.EvidenceRequest,
     wire.EvidenceAnswer,
+    wire.ActivateRequest,
+    wire.ActivateAnswer,
     wire.SnapshotProgress,
     wire.AppConfiguration,
     wire.TpmQuoteV1,
@@ -36,6 +38,13 @@ def openapi_document() -> _Schema:
                 "All evidence of this moment, bound to the nonce and to this connection's certificate",
                 _of(wire.EvidenceAnswer),
                 body=_of(wire.EvidenceRequest),
+            )
+        },
+        wire.ACTIVATE: {
+            "post": _call(
+                "TPM2_ActivateCredential: proof that AK and EK of the evidence are one TPM's; 400 for other keys",
+                _of(wire.ActivateAnswer),
+                body=_of(wire.ActivateRequest),
             )
         },
         wire.SNAPSHOT_V2: {

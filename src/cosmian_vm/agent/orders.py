@@ -39,6 +39,12 @@ class Orders(Protocol):
         """All evidence of one moment, bound to ``nonce`` (32 bytes) and ``leaf`` (version 2)."""
         ...
 
+    async def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
+        """TPM2_ActivateCredential for the AK and the EK of the evidence: the credential. Arguments as in
+        ``wire.ActivateRequest``. 400 where it was made for other keys.
+        """
+        ...
+
     async def tee_quote_v1(self, nonce: bytes, leaf: bytes) -> bytes:
         """Version 1: the TEE's quote with its certificates behind it. ``nonce``: 32 bytes."""
         ...

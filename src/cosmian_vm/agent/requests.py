@@ -16,12 +16,22 @@ from cosmian_vm.evidence.binding import NONCE_SIZE
 from cosmian_vm.wire import (
     MAX_APP_CONFIGURATION,
     ORDER_HEADER,
+    ActivateRequest,
     AppConfiguration,
     EvidenceRequest,
     decode_base64_unpadded,
 )
 
-__all__ = ["ClientGoneError", "app_configuration", "caller", "evidence_request", "leaf", "nonce", "read_body"]
+__all__ = [
+    "ClientGoneError",
+    "activate_request",
+    "app_configuration",
+    "caller",
+    "evidence_request",
+    "leaf",
+    "nonce",
+    "read_body",
+]
 
 _Shape = TypeVar("_Shape")
 
@@ -32,6 +42,7 @@ MAX_APP_BODY = (MAX_APP_CONFIGURATION + 2) // 3 * 4 + 4096
 """Largest body of ``POST /app/init``: base64 of the configuration, and JSON around it."""
 
 MAX_EVIDENCE_BODY = 4096
+MAX_ACTIVATE_BODY = 4096
 _MAX_ENTRY = 2**63 - 1
 _BODY_SECONDS = 30.0
 _APP_BODY_SECONDS = 120.0
@@ -91,6 +102,11 @@ async def evidence_request(request: Request) -> EvidenceRequest:
     if not 0 <= asked.ima_from <= _MAX_ENTRY:
         raise OrderError("ima_from: expected is the number of an entry, counted from 0", status=400)
     return asked
+
+
+async def activate_request(request: Request) -> ActivateRequest:
+    """Body of ``POST /v2/activate``. Raises OrderError, ClientGoneError."""
+    return _decoded(await read_body(request, MAX_ACTIVATE_BODY, _BODY_SECONDS), ActivateRequest)
 
 
 async def app_configuration(request: Request, budget: Budget) -> bytes:

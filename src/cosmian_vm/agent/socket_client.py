@@ -15,6 +15,7 @@ from msgspec.msgpack import Decoder
 from cosmian_vm.agent.messages import (
     MAX_ANSWER,
     MAX_ORDER,
+    Activate,
     DeleteSnapshot,
     Done,
     Evidence,
@@ -79,6 +80,10 @@ class RemoteOrders:
     async def evidence(self, nonce: bytes, leaf: bytes, ima_from: int) -> EvidenceAnswer:
         """See ``orders.Orders``."""
         return await self._order(Evidence(nonce=nonce, leaf=leaf, ima_from=ima_from), _EVIDENCE)
+
+    async def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
+        """See ``orders.Orders``."""
+        return await self._order(Activate(credential_blob=credential_blob, secret=secret), _BYTES)
 
     async def tee_quote_v1(self, nonce: bytes, leaf: bytes) -> bytes:
         """See ``orders.Orders``."""

@@ -23,6 +23,7 @@ from cosmian_vm.agent.messages import (
     MAX_ANSWER,
     MAX_ORDER,
     MAX_SMALL_ORDER,
+    Activate,
     DeleteSnapshot,
     Done,
     Evidence,
@@ -195,6 +196,8 @@ class OrdersServer:
                 return await self._do.version()
             case Evidence(nonce=nonce, leaf=leaf, ima_from=ima_from):
                 return await self._do.evidence(nonce, leaf, ima_from)
+            case Activate(credential_blob=credential_blob, secret=secret):
+                return await self._do.activate(credential_blob, secret)
             case TeeQuoteV1(nonce=nonce, leaf=leaf):
                 return await self._do.tee_quote_v1(nonce, leaf)
             case TpmQuote(nonce=nonce):

@@ -9,34 +9,58 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cosmian_vm.attester.ima import SECURITYFS, KernelLogs
-from cosmian_vm.attester.platform import Logs, Platform, TeeDevice, TpmDevice
-from cosmian_vm.attester.snp import SEV_GUEST, TSM_REPORT, SnpIoctl, SnpTsm, TsmFiles
-from cosmian_vm.errors import AttesterError
+from cosmian_vm.attester._tsm import TSM_REPORT, TsmFiles, provider
+from cosmian_vm.attester.azure import HCL_AK_HANDLE, AzureTee, AzureTpm
+from cosmian_vm.attester.ima import CCEL, SECURITYFS, KernelLogs
+from cosmian_vm.attester.metadata import Metadata, MetadataService, find_cloud
+from cosmian_vm.attester.platform import Logs, Platform, TeeDevice
+from cosmian_vm.attester.sgx import ATTESTATION, SgxGramine
+from cosmian_vm.attester.snp import SEV_GUEST, SNP_DRIVER, SnpIoctl, SnpTsm
+from cosmian_vm.attester.tdx import TDX_DRIVER, TDX_GUEST, TdxIoctl, TdxTsm
+from cosmian_vm.errors import AttesterError, NotAvailableError
+
+if TYPE_CHECKING:
+    from cosmian_vm.attester.tpm import EsapiTpm
 
 __all__ = ["find"]
 
-_DMI = Path("sys/class/dmi/id")
+_DMI = Path("/sys/class/dmi/id")
 _AZURE_ASSET_TAG = "7783-7084-3265-9085-8269-3286-77"
+_METADATA_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
 
-def find(tpm_device: str | None, root: Path) -> Platform:
+def find(tpm_device: str | None, root: Path, metadata: Metadata | None) -> Platform:
     """See ``platform.detect``."""
-    platform = Platform(
-        tee=_tee(root),
-        tpm=None if tpm_device is None else _tpm(tpm_device),
-        logs=KernelLogs(root / SECURITYFS.relative_to("/")),
-        cloud=_cloud(root / _DMI),
-    )
-    if platform.tee is None:
-        _log.warning("no confidential hardware found (looked for %s and %s)", TSM_REPORT, SEV_GUEST)
+    here, metadata = _under(root), metadata or MetadataService()
+    logs = KernelLogs(here(SECURITYFS), here(CCEL))
+    cloud = _cloud(here(_DMI)) or find_cloud(metadata, seconds=_METADATA_SECONDS)
+    if here(ATTESTATION).is_dir():
+        # An enclave: Gramine lends it no TPM and no IMA list, and nobody misses them.
+        return Platform(tee=SgxGramine(here(ATTESTATION)), tpm=None, logs=logs, cloud=cloud)
+    tpm = None if tpm_device is None else _tpm(tpm_device)
     if tpm_device is None:
         _log.warning("no TPM: agent.toml has no tpm_device")
-    _look_at_ima(platform.logs)
-    return platform
+    _look_at_ima(logs)
+    azure = None if cloud != "Azure" else _azure(tpm_device, tpm, metadata)
+    if azure is not None and tpm is not None:
+        hcl = _opened(f"device:{tpm_device}", ak_handle=HCL_AK_HANDLE, of_platform=True)
+        return Platform(tee=azure, tpm=AzureTpm(hcl, tpm), tpm_v1=tpm, logs=logs, cloud=cloud)
+    tee = _tee(here)
+    if tee is None:
+        _log.warning(
+            "no confidential hardware found (looked for %s, %s, %s, %s%s)",
+            *(ATTESTATION, TSM_REPORT, SEV_GUEST, TDX_GUEST),
+            ", Azure's report in the TPM" if cloud == "Azure" else "",
+        )
+    return Platform(tee=tee, tpm=tpm, logs=logs, cloud=cloud)
+
+
+def _under(root: Path) -> Callable[[Path], Path]:
+    return lambda path: root / path.relative_to("/")
 
 
 def _look_at_ima(logs: Logs) -> None:
@@ -54,38 +78,62 @@ def _look_at_ima(logs: Logs) -> None:
         )
 
 
-def _tee(root: Path) -> TeeDevice | None:
-    entries, device = root / TSM_REPORT.relative_to("/"), root / SEV_GUEST.relative_to("/")
-    if entries.is_dir():
-        tsm = SnpTsm(TsmFiles(entries))
+def _tee(here: Callable[[Path], Path]) -> TeeDevice | None:
+    """The kernel's interfaces, the newer one first: ``/dev/sev-guest`` and ``/dev/tdx_guest`` are there beside it."""
+    if here(TSM_REPORT).is_dir():
+        files = TsmFiles(here(TSM_REPORT))
         try:
-            provider = tsm.provider()
+            driver = provider(files)
         except AttesterError as exc:  # no driver behind it: mkdir fails, or the attribute does
             _log.info("%s", exc)
         else:
-            if provider == SnpTsm.PROVIDER:
-                return tsm
-            _log.warning("configfs-tsm is served by %r, which this release does not know", provider)
-    return SnpIoctl(device) if device.exists() else None
+            if driver == SNP_DRIVER:
+                return SnpTsm(files)
+            if driver == TDX_DRIVER:
+                return TdxTsm(files)
+            _log.warning("configfs-tsm is served by %r, which this release does not know", driver)
+    if here(SEV_GUEST).exists():
+        return SnpIoctl(here(SEV_GUEST))
+    return TdxIoctl(here(TDX_GUEST)) if here(TDX_GUEST).exists() else None
 
 
-def _tpm(device: str) -> TpmDevice | None:
+def _azure(tpm_device: str | None, tpm: EsapiTpm | None, metadata: Metadata) -> AzureTee | None:
+    """None on those of Azure's machines that are no confidential ones, or not by way of a paravisor."""
+    if tpm is None:
+        if tpm_device is None:
+            _log.error("on Azure the hardware's report is in the TPM: agent.toml needs tpm_device")
+        return None
+    try:
+        return AzureTee(tpm, metadata)
+    except NotAvailableError as exc:
+        _log.info("%s", exc)
+    except AttesterError as exc:
+        _log.error("%s", exc)
+    return None
+
+
+def _tpm(device: str) -> EsapiTpm | None:
     """None, and an error in the log, where it cannot be had: the rest is served, and a verification fails for it."""
     if not Path(device).exists():
         _log.error("tpm_device = %s: there is no such device; correct or remove the key in agent.toml", device)
         return None
     try:
-        from cosmian_vm.attester.tpm import EsapiTpm
+        tpm = _opened(f"device:{device}")
     except ImportError as exc:
         _log.error("tpm_device = %s: the TPM's libraries cannot be loaded: %s", device, exc)
         return None
-    tpm = EsapiTpm(f"device:{device}")
     try:
         if tpm.provisioned():  # opens the device and loads the TSS's driver for it now, not when the first call comes
-            tpm.ak_public()
+            tpm.provision()  # which makes nothing here, and looks up what does not change
     except AttesterError as exc:
         _log.error("%s", exc)
     return tpm
+
+
+def _opened(tcti: str, *, ak_handle: int | None = None, of_platform: bool = False) -> EsapiTpm:
+    from cosmian_vm.attester.tpm import AK_HANDLE, EsapiTpm  # raises ImportError where there is no TSS
+
+    return EsapiTpm(tcti, ak_handle=ak_handle or AK_HANDLE, of_platform=of_platform)
 
 
 def _cloud(dmi: Path) -> str | None:

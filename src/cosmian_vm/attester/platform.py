@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk, SvsmReport, TeeKind
+
+if TYPE_CHECKING:
+    from cosmian_vm.attester.metadata import Metadata
 
 __all__ = ["FileScope", "Logs", "Platform", "TeeDevice", "TeeQuote", "TpmDevice", "TpmQuote", "detect"]
 
@@ -86,7 +89,7 @@ class TpmDevice(Protocol):
 
     def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
         """TPM2_ActivateCredential for AK and EK: the credential. Arguments as in ``wire.ActivateRequest``. Raises
-        AttesterError, NotAvailableError.
+        AttesterError, NotAvailableError, CredentialRefusedError where it was made for other keys.
         """
         ...
 
@@ -154,12 +157,12 @@ class Platform:
     scope: FileScope = FileScope()
 
 
-def detect(tpm_device: str | None, *, root: Path = Path("/")) -> Platform:
+def detect(tpm_device: str | None, *, root: Path = Path("/"), metadata: Metadata | None = None) -> Platform:
     """The real devices of this machine. ``tpm_device``: path of the TPM's device file, None where there is no TPM.
 
     What is not there is None, and a line in the log says so: the agent serves what it can, and whoever verifies the
-    machine misses the rest. ``root`` stands for ``/`` in tests.
+    machine misses the rest. ``root`` stands for ``/`` in tests, ``metadata`` for the cloud's metadata service.
     """
     from cosmian_vm.attester import _detect  # the devices' modules need the types above
 
-    return _detect.find(tpm_device, root)
+    return _detect.find(tpm_device, root, metadata)

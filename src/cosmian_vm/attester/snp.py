@@ -11,176 +11,80 @@ import errno
 import fcntl
 import logging
 import os
-import secrets
 import struct
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha512
 from pathlib import Path
-from typing import Protocol
 
+from cosmian_vm.attester._tsm import Tsm, TsmEntries
 from cosmian_vm.attester.platform import TeeQuote
 from cosmian_vm.errors import AttesterError, EvidenceFormatError
-from cosmian_vm.evidence.bundle import TeeKind
+from cosmian_vm.evidence.bundle import SvsmReport, TeeKind
 from cosmian_vm.evidence.snp import REPORT_SIZE, parse_certificates
 
-__all__ = ["SEV_GUEST", "TSM_REPORT", "SnpIoctl", "SnpTsm", "TsmEntries", "TsmFiles"]
+__all__ = ["SEV_GUEST", "SNP_DRIVER", "SnpIoctl", "SnpTsm"]
 
-TSM_REPORT = Path("/sys/kernel/config/tsm/report")
 SEV_GUEST = Path("/dev/sev-guest")
+SNP_DRIVER = b"sev_guest"
+"""What configfs-tsm calls the driver."""
+
+_WHAT = "SEV-SNP report"
+_VTPM_SERVICE = (
+    ("service_provider", b"svsm"),
+    ("service_guid", b"c476f1eb-0123-45a5-9641-b4e7dde5bfe3"),  # AMD 58019, section 8: the vTPM service
+    ("service_manifest_version", b"0"),
+)
 
 _REPORT_DATA_SIZE = 64
 _REPORT_DATA = slice(0x50, 0x90)  # AMD 56860, table "ATTESTATION_REPORT Structure"
 _ATTEMPTS = 8
 _FIRST_PAUSE = 0.05
-_MAX_BLOB = 128 * 1024
 
 _log = logging.getLogger(__name__)
 
 
-class TsmEntries(Protocol):
-    """Report entries of configfs-tsm; every method raises OSError as the file system does."""
-
-    def make(self, name: str) -> None:
-        """mkdir: the kernel fills the entry with its attributes."""
-        ...
-
-    def read(self, name: str, attribute: str) -> bytes:
-        """The whole of an attribute."""
-        ...
-
-    def write(self, name: str, attribute: str, value: bytes) -> None:
-        """Write an attribute in one piece."""
-        ...
-
-    def remove(self, name: str) -> None:
-        """Remove the entry (rmdir)."""
-        ...
-
-
-class TsmFiles:
-    """The real ones, under ``base``."""
-
-    def __init__(self, base: Path = TSM_REPORT) -> None:
-        self._base = base
-
-    def make(self, name: str) -> None:
-        """See TsmEntries."""
-        (self._base / name).mkdir(mode=0o700)
-
-    def read(self, name: str, attribute: str) -> bytes:
-        """See TsmEntries."""
-        with (self._base / name / attribute).open("rb", buffering=0) as file:
-            parts = []
-            while part := file.read(_MAX_BLOB):
-                parts.append(part)
-                if sum(map(len, parts)) > _MAX_BLOB:
-                    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        return b"".join(parts)
-
-    def write(self, name: str, attribute: str, value: bytes) -> None:
-        """See TsmEntries."""
-        with (self._base / name / attribute).open("wb", buffering=0) as file:
-            file.write(value)
-
-    def remove(self, name: str) -> None:
-        """See TsmEntries."""
-        (self._base / name).rmdir()
-
-
 class SnpTsm:
-    """A TeeDevice over configfs-tsm (Documentation/ABI/testing/configfs-tsm-report).
+    """A TeeDevice over configfs-tsm. Where an SVSM runs below us, it is asked about its vTPM too.
 
-    Each quote has an entry of its own, and ``generation`` must have counted our own writes alone: another process that
-    writes into our entry cannot have its report_data signed in the place of ours.
+    ``entries``: the real ones where None.
     """
 
-    PROVIDER = b"sev_guest"
-
     def __init__(self, entries: TsmEntries | None = None, *, pause: Callable[[float], None] = time.sleep) -> None:
-        self._entries = TsmFiles() if entries is None else entries
-        self._pause = pause
+        self._tsm = Tsm(SNP_DRIVER, _WHAT, entries, pause=pause)
+        self._svsm_is_silent = False
 
     @property
     def kind(self) -> TeeKind:
         """SEV-SNP."""
         return TeeKind.SNP
 
-    def provider(self) -> bytes:
-        """Name of the driver behind configfs-tsm (``sev_guest``, ``tdx_guest``). Raises AttesterError."""
-        name = self._make()
-        try:
-            return self._entries.read(name, "provider").strip()
-        except OSError as exc:
-            raise _failed("configfs-tsm", exc) from exc
-        finally:
-            self._remove(name)
-
     def quote(self, report_data: bytes) -> TeeQuote:
         """A report over exactly 64 bytes. Raises AttesterError."""
         _check_size(report_data)
-        last: OSError | None = None
-        for attempt in range(_ATTEMPTS):
-            name = self._make()
-            try:
-                quote = self._quote(name, report_data)
-            except OSError as exc:
-                if exc.errno not in (errno.EAGAIN, errno.EBUSY, errno.EINTR):
-                    raise _failed("configfs-tsm", exc) from exc
-                quote, last = None, exc
-            finally:
-                self._remove(name)
-            if quote is not None:
-                return quote
-            self._pause(_FIRST_PAUSE * 2**attempt)
-        reason = "its entry was written to by another process" if last is None else last.strerror or str(last)
-        raise AttesterError(f"SEV-SNP report: none in {_ATTEMPTS} attempts over configfs-tsm: {reason}")
+        blobs = self._tsm.report(report_data)
+        quote = _quote(blobs.out, blobs.aux, report_data)
+        return replace(quote, svsm=self._svsm(report_data)) if blobs.floor else quote
 
-    def _quote(self, name: str, report_data: bytes) -> TeeQuote | None:
-        """One attempt; None where somebody else wrote into the entry."""
-        entries = self._entries
-        provider = entries.read(name, "provider").strip()
-        if provider != self.PROVIDER:
-            raise AttesterError(
-                f"SEV-SNP report: configfs-tsm is served by {provider.decode('ascii', 'replace')!r}, not by sev_guest"
-            )
-        writes = 0
-        before = int(entries.read(name, "generation"))
-        floor = self._privilege_floor(name)
-        if floor:
-            entries.write(name, "privlevel", b"%d" % floor)
-            writes += 1
-        entries.write(name, "inblob", report_data)
-        writes += 1
-        raw = entries.read(name, "outblob")
+    def _svsm(self, report_data: bytes) -> SvsmReport | None:
+        """What the SVSM says of its vTPM; None, and one line in the log, where it or the kernel (before 6.10) does not.
+
+        AMD 58019 "Secure VM Service Module", section 7, SVSM_ATTEST_SINGLE_SERVICE: the report is that of VMPL 0, so no
+        privilege level is asked for.
+        """
         try:
-            table = entries.read(name, "auxblob")
-        except FileNotFoundError:
-            table = b""
-        if int(entries.read(name, "generation")) != before + writes:
+            blobs = self._tsm.report(report_data, options=_VTPM_SERVICE, aux="manifestblob", at_floor=False)
+            raw = _whole(blobs.out)
+            if raw[_REPORT_DATA] != sha512(report_data + blobs.aux).digest():
+                raise AttesterError(f"{_WHAT}: the SVSM's carries other report_data than was asked for")
+        except AttesterError as exc:
+            if not self._svsm_is_silent:
+                _log.warning("the SVSM below this guest vouches for no vTPM: %s", exc)
+            self._svsm_is_silent = True
             return None
-        return _quote(raw, table, report_data)
-
-    def _privilege_floor(self, name: str) -> int:
-        """Least VMPL that we may ask for: above 0 where an SVSM runs below us."""
-        try:
-            return int(self._entries.read(name, "privlevel_floor"))
-        except FileNotFoundError:
-            return 0
-
-    def _make(self) -> str:
-        name = f"cosmian_vm-{secrets.token_hex(8)}"
-        try:
-            self._entries.make(name)
-        except OSError as exc:
-            raise _failed("configfs-tsm", exc) from exc
-        return name
-
-    def _remove(self, name: str) -> None:
-        try:
-            self._entries.remove(name)
-        except OSError as exc:
-            _log.warning("configfs-tsm: the entry %s stays behind: %s", name, exc.strerror)
+        return SvsmReport(report=raw, manifest=blobs.aux)
 
 
 # include/uapi/linux/sev-guest.h, _IOWR('S', number, struct snp_guest_request_ioctl)
@@ -272,18 +176,18 @@ class SnpIoctl:
                 continue
             status, size = _RESPONSE_HEAD.unpack_from(answer.raw)
             if status or size != REPORT_SIZE:
-                raise AttesterError(f"SEV-SNP report: the firmware answers status {status:#x} and {size} bytes")
+                raise AttesterError(f"{_WHAT}: the firmware answers status {status:#x} and {size} bytes")
             return answer.raw[_RESPONSE_HEAD.size : _RESPONSE_HEAD.size + size]
         raise AssertionError("the last attempt returns or raises")
 
 
 def _check_size(report_data: bytes) -> None:
     if len(report_data) != _REPORT_DATA_SIZE:
-        raise AttesterError(f"SEV-SNP report: report_data must be {_REPORT_DATA_SIZE} bytes, not {len(report_data)}")
+        raise AttesterError(f"{_WHAT}: report_data must be {_REPORT_DATA_SIZE} bytes, not {len(report_data)}")
 
 
 def _failed(where: str, exc: OSError) -> AttesterError:
-    return AttesterError(f"SEV-SNP report: {where}: {exc.strerror or exc}")
+    return AttesterError(f"{_WHAT}: {where}: {exc.strerror or exc}")
 
 
 def _quote(raw: bytes, table: bytes, report_data: bytes) -> TeeQuote:
@@ -291,14 +195,19 @@ def _quote(raw: bytes, table: bytes, report_data: bytes) -> TeeQuote:
 
     Nothing else of the report is looked at: a version that this release does not know is the verifier's business.
     """
-    raw = raw[:REPORT_SIZE]
-    if len(raw) != REPORT_SIZE:
-        raise AttesterError(f"SEV-SNP report: the firmware answers {len(raw)} bytes, not {REPORT_SIZE}")
+    raw = _whole(raw)
     if raw[_REPORT_DATA] != report_data:
-        raise AttesterError("SEV-SNP report: it carries other report_data than was asked for")
+        raise AttesterError(f"{_WHAT}: it carries other report_data than was asked for")
     try:
         found = parse_certificates(table) if any(table) else None
     except EvidenceFormatError as exc:
         _log.warning("the host's certificate table is left out: %s", exc)
         found = None
     return TeeQuote(raw=raw, endorsements=() if found is None else (*found.certificates, *found.crls))
+
+
+def _whole(raw: bytes) -> bytes:
+    raw = raw[:REPORT_SIZE]
+    if len(raw) != REPORT_SIZE:
+        raise AttesterError(f"{_WHAT}: the firmware answers {len(raw)} bytes, not {REPORT_SIZE}")
+    return raw

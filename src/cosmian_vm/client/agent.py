@@ -103,7 +103,11 @@ class AgentClient:
         )
 
     def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
-        """TPM2_ActivateCredential in the machine's TPM; the arguments are those of ``wire.ActivateRequest``."""
+        """TPM2_ActivateCredential for the AK and the EK of the evidence: the credential. Arguments as in
+        ``wire.ActivateRequest``.
+
+        Raises RefusedError (status 400: the TPM does not activate it; 404: no TPM, or no EK) and TransportError.
+        """
         request = msgspec.json.encode(wire.ActivateRequest(credential_blob=credential_blob, secret=secret))
         answer = self._channel.call("POST", wire.ACTIVATE, request)
         return self._decoded(answer.body, wire.ActivateAnswer, wire.ACTIVATE).credential

@@ -23,10 +23,15 @@ _START_SECONDS = 10.0
 
 
 class Swtpm:
-    """swtpm over the state in ``folder/state``, listening on a Unix socket."""
+    """swtpm over the state in ``folder/state``, listening on a Unix socket.
 
-    def __init__(self, folder: Path) -> None:
+    ``ek_certificates``: manufacture it with EKs (RSA 2048, persistent at 0x81010001, and ECC P-384) and their
+    certificates in NV, signed by a CA of its own in ``folder/ca`` (swtpm_localca).
+    """
+
+    def __init__(self, folder: Path, *, ek_certificates: bool = False) -> None:
         self._folder = folder
+        self._ca = folder / "ca" if ek_certificates else None
         self._state = folder / "state"
         self._log = folder / "swtpm.log"
         self._daemon = Daemon(folder / "swtpm.pid")
@@ -106,9 +111,17 @@ class Swtpm:
         shutil.copytree(copy, self._state)
         self.start()
 
+    @property
+    def ca_certificates(self) -> tuple[bytes, ...]:
+        """PEM: the issuer of its EK certificates, then that one's root."""
+        if self._ca is None:
+            return ()
+        return tuple((self._ca / name).read_bytes() for name in ("issuercert.pem", "swtpm-localca-rootca-cert.pem"))
+
     def _manufacture(self) -> None:
+        options = [] if self._ca is None else ["--create-ek-cert", "--config", str(_ca_configuration(self._ca))]
         done = subprocess.run(
-            ["swtpm_setup", "--tpm2", "--tpmstate", str(self._state), "--pcr-banks", "sha1,sha256"],
+            ["swtpm_setup", "--tpm2", "--tpmstate", str(self._state), "--pcr-banks", "sha1,sha256", *options],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -151,6 +164,24 @@ class Swtpm:
         if path.parent != self._folder:
             shutil.rmtree(path.parent, ignore_errors=True)
         self._socket_note.unlink()
+
+
+def _ca_configuration(folder: Path) -> Path:
+    """What swtpm_setup needs for a CA in ``folder``, which swtpm_localca makes (swtpm_setup.conf(5))."""
+    folder.mkdir(mode=0o700)
+    (folder / "localca.options").write_text("--platform-manufacturer Devkit\n", encoding="utf-8")
+    (folder / "localca.conf").write_text(
+        f"statedir = {folder}\nsigningkey = {folder}/signkey.pem\nissuercert = {folder}/issuercert.pem\n"
+        f"certserial = {folder}/certserial\n",
+        encoding="utf-8",
+    )
+    path = folder / "setup.conf"
+    path.write_text(
+        f"create_certs_tool = {shutil.which('swtpm_localca')}\ncreate_certs_tool_config = {folder}/localca.conf\n"
+        f"create_certs_tool_options = {folder}/localca.options\n",
+        encoding="utf-8",
+    )
+    return path
 
 
 def _listens(path: Path) -> bool:
