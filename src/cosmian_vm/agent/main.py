@@ -28,6 +28,7 @@ from cosmian_vm.agent.storage import Storage
 from cosmian_vm.agent.tls import TlsIdentity
 from cosmian_vm.attester.platform import Platform, detect
 from cosmian_vm.errors import CosmianVmError, InputError
+from cosmian_vm.evidence.bundle import TeeKind
 
 if TYPE_CHECKING:
     from cosmian_vm.agent.privileges import FrontUser
@@ -150,7 +151,9 @@ def main(find_platform: Callable[[AgentConfig], Platform] = lambda config: detec
         platform = find_platform(config)
         if arguments.first_launch:
             sys.exit(_launch_only(config, platform))
-        user = find_front_user()
+        # An enclave is one process, whatever users its passwd file has.
+        enclave = platform.tee is not None and platform.tee.kind is TeeKind.SGX
+        user = None if enclave else find_front_user()
         run(config, platform, preinit=preinit, front=user, find_again=lambda: find_platform(config))
     except InputError as exc:
         sys.exit(_fail(exc, 2))

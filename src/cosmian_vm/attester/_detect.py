@@ -37,7 +37,7 @@ def find(tpm_device: str | None, root: Path, metadata: Metadata | None) -> Platf
     """See ``platform.detect``."""
     here, metadata = _under(root), metadata or MetadataService()
     logs = KernelLogs(here(SECURITYFS), here(CCEL))
-    cloud = _cloud(here(_DMI)) or find_cloud(metadata, seconds=_METADATA_SECONDS)
+    cloud = _cloud(here(_DMI), metadata)
     if here(ATTESTATION).is_dir():
         # An enclave: Gramine lends it no TPM and no IMA list, and nobody misses them.
         return Platform(tee=SgxGramine(here(ATTESTATION)), tpm=None, logs=logs, cloud=cloud)
@@ -136,16 +136,19 @@ def _opened(tcti: str, *, ak_handle: int | None = None, of_platform: bool = Fals
     return EsapiTpm(tcti, ak_handle=ak_handle or AK_HANDLE, of_platform=of_platform)
 
 
-def _cloud(dmi: Path) -> str | None:
-    """Whose machine this is by its DMI strings: a hint for people, never trusted."""
+def _cloud(dmi: Path, metadata: Metadata) -> str | None:
+    """Whose machine this is: a hint for people, never trusted. By its DMI strings; the metadata service is asked where
+    there are none, as in an enclave: of a machine whose maker is known and none of the three, nobody has to ask.
+    """
     read = _reader(dmi)
-    if read("sys_vendor") == "Amazon EC2":
+    vendor = read("sys_vendor")
+    if vendor == "Amazon EC2":
         return "AWS"
-    if read("sys_vendor") == "Google" or read("product_name") == "Google Compute Engine":
+    if vendor == "Google" or read("product_name") == "Google Compute Engine":
         return "GCP"
     if read("chassis_asset_tag") == _AZURE_ASSET_TAG:
         return "Azure"
-    return None
+    return None if vendor else find_cloud(metadata, seconds=_METADATA_SECONDS)
 
 
 def _reader(folder: Path) -> Callable[[str], str]:
