@@ -1,4 +1,4 @@
-"""Certificates that the user names: roots to trust, endorsements that the agent did not send."""
+"""Root certificates that the user chose to trust."""
 
 from __future__ import annotations
 
@@ -8,23 +8,10 @@ from cryptography import x509
 
 from cosmian_vm.cli._common import read_file
 from cosmian_vm.client import one_line
-from cosmian_vm.endorsements.amd import collect, is_pinned_root, load_certificate
+from cosmian_vm.endorsements.amd import is_pinned_root, load_certificate
 from cosmian_vm.errors import EndorsementError, InputError
 
-__all__ = ["load_endorsements", "load_roots"]
-
-
-def load_endorsements(paths: Sequence[str]) -> tuple[bytes, ...]:
-    """The files of --endorsements. Raises InputError where one holds neither certificates nor CRLs."""
-    blobs = []
-    for path in paths:
-        raw = read_file(path)
-        try:
-            collect([raw])
-        except EndorsementError as exc:
-            raise InputError(f"{path}: neither certificates nor revocation lists: {exc}") from exc
-        blobs.append(raw)
-    return tuple(blobs)
+__all__ = ["load_roots"]
 
 
 def load_roots(paths: Sequence[str]) -> tuple[tuple[x509.Certificate, ...], tuple[str, ...]]:

@@ -33,13 +33,14 @@ _NOT_FOUND = 404
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user gave beside the agent's answer. ``roots``: trusted beside the pinned ones. ``notes``: to be said on
-    every verdict.
+    """What the user gave beside the agent's answer. ``roots``: trusted beside the pinned ones. ``pccs``: address of a
+    PCCS to ask instead of Intel. ``notes``: to be said on every verdict.
     """
 
     roots: tuple[x509.Certificate, ...] = ()
     endorsements: tuple[bytes, ...] = ()
     offline: bool = False
+    pccs: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -51,15 +52,22 @@ class Examined(msgspec.Struct, frozen=True):
     outcome: Outcome
 
 
-def setup_from(trust_roots: Sequence[str], endorsements: Sequence[str], *, offline: bool) -> Setup:
+def setup_from(
+    trust_roots: Sequence[str], endorsements: Sequence[str], *, offline: bool, pccs: str | None = None
+) -> Setup:
     """Read what the options name. Raises InputError."""
-    if not trust_roots and not endorsements:
-        return Setup(offline=offline)
-    from cosmian_vm.cli._roots import load_endorsements, load_roots
+    if pccs is not None:
+        from cosmian_vm.endorsements.store import Services
 
-    blobs = load_endorsements(endorsements)
+        Services().through(pccs)
+    if not trust_roots and not endorsements:
+        return Setup(offline=offline, pccs=pccs)
+    from cosmian_vm.cli._given import load_endorsements
+    from cosmian_vm.cli._roots import load_roots
+
+    blobs, unused = load_endorsements(endorsements)
     roots, notes = load_roots(trust_roots)
-    return Setup(roots=roots, endorsements=blobs, offline=offline, notes=notes)
+    return Setup(roots=roots, endorsements=blobs, offline=offline, pccs=pccs, notes=(*notes, *unused))
 
 
 def examine(

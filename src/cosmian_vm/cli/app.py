@@ -57,6 +57,7 @@ def init(
     without_tpm: bool,
     trust_roots: tuple[str, ...],
     endorsements: tuple[str, ...],
+    pccs: str | None,
     offline: bool,
     verbose: bool,
 ) -> int:
@@ -82,7 +83,7 @@ def init(
     reference = None if snapshot_file is None else snapshots.load(snapshot_file)
     lacking = without_tpm if reference is None else reference.without_tpm
     policy = Policy(allow_reboot=allow_reboot, without_tpm=lacking)
-    setup = setup_from(trust_roots, endorsements, offline=offline)
+    setup = setup_from(trust_roots, endorsements, offline=offline, pccs=pccs)
     with target.client() as client:
         examined = examine(client, setup, policy, reference=reference, reference_name=snapshot_file)
         for line in lines(examined.outcome, verbose=verbose):

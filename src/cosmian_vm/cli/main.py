@@ -21,6 +21,7 @@ _COMMANDS = {
     "snapshot": "Record what a machine is, into a file.",
     "verify": "Is it still exactly the machine of the snapshot, or of the image as built?",
     "app": "Give the application its configuration; restart it.",
+    "endorsements": "Fetch what the hardware maker says about a machine, for verifying offline.",
     "inspect": "What is this evidence file, and is it authentic? Offline.",
 }
 _INTERRUPTED = 130

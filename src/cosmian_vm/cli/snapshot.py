@@ -53,6 +53,7 @@ def command(
     api: str,
     trust_roots: tuple[str, ...],
     endorsements: tuple[str, ...],
+    pccs: str | None,
     offline: bool,
     verbose: bool,
 ) -> int:
@@ -66,7 +67,7 @@ def command(
     from cosmian_vm.verifier.policy import Policy
 
     policy = Policy(without_tpm=without_tpm, api=int(api))
-    setup = setup_from(trust_roots, endorsements, offline=offline)
+    setup = setup_from(trust_roots, endorsements, offline=offline, pccs=pccs)
     with target_of(context).client() as client:
         examined = examine(client, setup, policy)
         for line in lines(examined.outcome, verbose=verbose):

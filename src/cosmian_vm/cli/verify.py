@@ -82,6 +82,7 @@ def command(
     api: str,
     trust_roots: tuple[str, ...],
     endorsements: tuple[str, ...],
+    pccs: str | None,
     offline: bool,
     verbose: bool,
     as_json_data: bool,
@@ -107,7 +108,7 @@ def command(
     allowed = None if whitelist is None else parse_whitelist(read_file(whitelist), whitelist)
     lacking = reference is not None and reference.without_tpm
     policy = Policy(allow_reboot=allow_reboot, strict=strict, without_tpm=lacking, api=int(api), owner=owner)
-    setup = setup_from(trust_roots, endorsements, offline=offline)
+    setup = setup_from(trust_roots, endorsements, offline=offline, pccs=pccs)
     with target.client() as client:
         examined = examine(
             client,
