@@ -1,7 +1,7 @@
 """A fake of AMD's KDS, Intel's PCS and a PCCS on loopback: one HTTP server with the vendors' paths, headers and forms.
 
-It serves what the simulated vendors sign, and it can misbehave (:class:`Lie`), as a service that was broken into or a box
-on the wire would.
+It serves what the simulated vendors sign, and it can misbehave (:class:`Lie`), as a service that was broken into or a
+box on the wire would.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ssl
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,7 +64,7 @@ class FakeVendors:
 
     ``asked``: each request's path and query, in order. ``lie``: for every path that holds ``lie_about``. ``busy``: how
     many times it is busy before it answers, with ``retry_after`` (a header's value). ``pause``: seconds before each
-    answer. ``root_crl`` and CRLs are made with ``crl_fields`` (of AmdVendor.crl). ``tls``: serve HTTPS with it.
+    answer. ``crl_fields``: of AmdVendor.crl; ``tcb_fields``: of IntelVendor.tcb_info. ``tls``: serve HTTPS with it.
     """
 
     def __init__(
@@ -187,10 +188,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _misbehave(self, lie: Lie) -> None:
-        try:
+        with suppress(OSError):  # the other side had enough
             _MISDEEDS[lie](self)
-        except OSError:
-            pass  # the other side had enough
 
     def garbage(self) -> None:
         self._send(200, b"<html>Welcome to the hotel's network</html>", (("Content-Type", "text/html"),))

@@ -12,13 +12,16 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import cast
+from typing import TYPE_CHECKING, cast
 from urllib.parse import SplitResult, urlsplit
 
 from cosmian_vm.errors import RefusedError, TransportError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 __all__ = ["Answer", "Fetch", "Fetcher", "Limits", "Request", "fetch", "is_loopback"]
 
@@ -196,7 +199,7 @@ class _BoundedReads(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray | memoryview, /) -> int:
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
         self._bound()
         return self._sock.recv_into(buffer)
 
@@ -212,7 +215,7 @@ def _body(answer: http.client.HTTPResponse, most: int, host: str) -> bytes:
     return bytes(body)
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def _retry_after(headers: http.client.HTTPMessage) -> float | None:
     """Retry-After in seconds (RFC 9110, 10.2.3: a number or a date), at least 0; None where there is none."""
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit() and len(text) < 10:

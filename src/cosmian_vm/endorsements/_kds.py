@@ -93,7 +93,7 @@ def _revocation(have: AmdEndorsements, product: Product, kind: str, lookup: Look
     ark = f"ARK-{product}"
     wanted = _wanted_crl(f"{kds}/{kind}/v1/{product}/crl", product, ark)
     ours = [crl for crl in have.crls if common_name(crl.issuer) == ark]
-    if any(lookup.is_current(_next_update(crl)) for crl in ours):
+    if not lookup.renew and any(lookup.is_current(_next_update(crl)) for crl in ours):
         # The one at hand may have been chosen by the machine: what the cache knows beside it costs nothing.
         cached = lookup.cached(wanted)
         return [] if cached is None else [_der(cached)]
@@ -183,6 +183,7 @@ def _wanted_chip(report: SnpReport, product: Product, kds: str) -> Wanted[x509.C
         request=Request(url=vcek_url(report, product, kds), most=_MAX_CERTIFICATES),
         read=read,
         until=lambda certificate: certificate.not_valid_after_utc,
+        lasting=True,
     )
 
 
@@ -199,6 +200,7 @@ def _wanted_chain(url: str, kind: str, product: Product) -> Wanted[tuple[x509.Ce
         request=Request(url=url, most=_MAX_CERTIFICATES),
         read=read,
         until=lambda certificates: min(certificate.not_valid_after_utc for certificate in certificates),
+        lasting=True,
     )
 
 

@@ -37,21 +37,27 @@ _flights_lock = threading.Lock()
 class Wanted(Generic[_T]):
     """One thing to have. ``what``: its name for the user. ``read``: makes a value of an answer, or raises a
     CosmianVmError that says what is wrong with it. ``until``: when the value has to be renewed, None for never.
+    ``lasting``: there will be no newer one before that.
     """
 
     what: str
     request: Request
     read: Callable[[Answer], _T]
     until: Callable[[_T], datetime | None]
+    lasting: bool = False
 
 
 class Lookup:
     """One round of looking things up. ``notes`` grows by a line for each thing that cannot be had, or not renewed.
 
+    ``renew``: what may have changed is asked for even if what is at hand is current.
+
     A service that does not answer is not asked again in this round: the round is what somebody waits for.
     """
 
-    def __init__(self, cache: Cache, fetch: Fetch | None, *, now: datetime, limits: Limits, notes: list[str]) -> None:
+    def __init__(
+        self, cache: Cache, fetch: Fetch | None, *, now: datetime, limits: Limits, notes: list[str], renew: bool
+    ) -> None:
         self._cache = cache
         self._fetch = fetch
         self._now = now
@@ -59,6 +65,7 @@ class Lookup:
         self._silent: dict[str, str] = {}
         self._end = time.monotonic() + limits.together
         self.notes = notes
+        self.renew = renew
 
     @property
     def offline(self) -> bool:
@@ -76,7 +83,7 @@ class Lookup:
     def get(self, wanted: Wanted[_T], into: list[str] | None = None) -> _T | None:
         """The thing, current if it can be had so; where there is none to be had, None and a note (in ``into``)."""
         old = self.cached(wanted)
-        if old is not None and self.is_current(wanted.until(old)):
+        if old is not None and self._serves(wanted, old):
             return old
         notes = self.notes if into is None else into
         url = wanted.request.url
@@ -96,6 +103,9 @@ class Lookup:
     def is_current(self, end: datetime | None) -> bool:
         """Whether what has to be renewed by ``end`` is current; None: it never has to be."""
         return end is None or self._now < end
+
+    def _serves(self, wanted: Wanted[_T], value: _T) -> bool:
+        return self.is_current(wanted.until(value)) and (wanted.lasting or not self.renew)
 
     def _lacking(self, wanted: Wanted[_T], old: _T | None, why: str) -> str:
         if old is None:
@@ -151,7 +161,7 @@ class Lookup:
 
     def _is_readable(self, wanted: Wanted[_T], answer: Answer) -> bool:
         try:
-            return self.is_current(wanted.until(wanted.read(answer)))
+            return self._serves(wanted, wanted.read(answer))
         except CosmianVmError:
             return False
 

@@ -120,14 +120,14 @@ def gather_intel(
         return None
     given = tuple(given)
     best = fitting(given, platform, now)
-    if best is not None and _is_current(best, now):
+    if best is not None and _is_current(best, now) and not lookup.renew:
         return best
     if best is None and given:
         lookup.notes.append(
             f"the collateral that was given is of another platform: this quote needs {platform.tee}, FMSPC "
             f"{platform.fmspc.hex()}, {platform.ca} CA"
         )
-    if best is not None:
+    if best is not None and not _is_current(best, now):
         lookup.notes.append(f"the collateral that was given was to be renewed by {_end(best):%Y-%m-%d}")
     got = _asked(platform, lookup, pcs, root_crl)
     if got is None:

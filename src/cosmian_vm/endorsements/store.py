@@ -91,15 +91,22 @@ class EndorsementStore:
         self._limits = limits or Limits()
 
     def gather(
-        self, tee: bytes | None, blobs: Iterable[bytes], *, now: datetime, given: Iterable[bytes] = ()
+        self,
+        tee: bytes | None,
+        blobs: Iterable[bytes],
+        *,
+        now: datetime,
+        given: Iterable[bytes] = (),
+        renew: bool = False,
     ) -> Gathered:
         """Everything for one TEE quote: what is in it, what came beside it (``blobs``), what the user has (``given``),
-        and what is missing then. Of ``given``, certificates of other chips are left out.
+        and what is missing then. Of ``given``, certificates of other chips are left out. ``renew``: look up anew what
+        may have changed since, although what is at hand is current.
 
         Never raises: what cannot be had becomes a note, and the verifier withholds trust for want of it.
         """
         notes: list[str] = []
-        lookup = Lookup(self._cache, self._fetch, now=now, limits=self._limits, notes=notes)
+        lookup = Lookup(self._cache, self._fetch, now=now, limits=self._limits, notes=notes, renew=renew)
         snp, quote = _snp(tee), _quote(tee)
         own = _sorted(given, notes, "--endorsements", most=MAX_GIVEN)
         sent = _sorted(blobs, notes, "the machine", most=MAX_OBJECTS)

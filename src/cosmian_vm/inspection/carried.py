@@ -20,8 +20,8 @@ __all__ = ["Carried", "quote_in"]
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """``kind``, ``title``: of the file. ``quote``: report or quote, with what stands behind it. ``beside``: certificates
-    and CRLs that came along, unverified.
+    """``kind``, ``title``: of the file. ``quote``: report or quote, with what stands behind it. ``beside``: what came
+    along (certificates and CRLs, perhaps), unverified.
     """
 
     kind: str
