@@ -28,20 +28,36 @@ def evidence() -> Path:
     return folder
 
 
+def _is_here(host: str) -> bool:
+    try:
+        return host in ("localhost", "") or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every connection goes to this machine, or the test fails."""
     real_connect = socket.socket.connect
 
     def connect(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6):
-            host = address[0]
-            loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-            if not loopback:
-                pytest.fail(f"a test tried to leave this machine: {address!r}")
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_here(address[0]):
+            pytest.fail(f"a test tried to leave this machine: {address!r}")
         real_connect(self, address)
 
+    real_lookup = socket.getaddrinfo
+
+    def lookup(host: Any, *arguments: Any, **options: Any) -> Any:
+        """The name alone would tell somebody; those that never exist (RFC 2606) are not asked for."""
+        name = host.decode() if isinstance(host, bytes) else host
+        if name is not None and not _is_here(name):
+            if name.endswith(".invalid"):
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            pytest.fail(f"a test tried to look up {name!r}")
+        return real_lookup(host, *arguments, **options)
+
     monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -35,7 +35,7 @@ def amd() -> AmdVendor:
 
 def _request(
     service: FakeVendors, path: str = "/IntelSGXRootCA.der", most: int = 10_000, headers: tuple[str, ...] = ()
-):
+) -> Request:
     return Request(url=service.url + path, most=most, headers=headers)
 
 

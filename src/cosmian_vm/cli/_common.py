@@ -17,7 +17,6 @@ from cosmian_vm.errors import CosmianVmError, InputError, PeerChangedError, Tran
 
 if TYPE_CHECKING:
     from datetime import datetime
-    from pathlib import Path
 
     from cosmian_vm.client import AgentClient
 
@@ -27,7 +26,6 @@ __all__ = [
     "TRUSTED",
     "USAGE",
     "Target",
-    "cache_folder",
     "exit_status",
     "moment_of",
     "read_file",
@@ -128,17 +126,6 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def cache_folder() -> Path | None:
-    """Where vendors' certificates and revocation lists are kept between runs: public, and verified each time."""
-    from pathlib import Path
-
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or ("~/.cache" if os.environ.get("HOME") else None)
-    return None if not base else Path(base).expanduser() / "cosmian_vm"
 
 
 def moment_of(at: str | None) -> datetime:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from cosmian_vm.cli._common import cache_folder
+from cosmian_vm.cli._vendors import endorsement_store
 from cosmian_vm.cli.render import BuiltImage, Outcome
 from cosmian_vm.endorsements.amd import pinned_roots
-from cosmian_vm.endorsements.store import EndorsementStore, Services, fetch
 from cosmian_vm.verifier.appraisal import appraise
 
 if TYPE_CHECKING:
@@ -40,8 +39,7 @@ def judge(
 ) -> Outcome:
     """Look up what endorses the evidence and appraise it, with one reading of the clock."""
     now = datetime.now(UTC)
-    services = Services() if setup.pccs is None else Services().through(setup.pccs)
-    store = EndorsementStore(cache=cache_folder(), fetcher=None if setup.offline else fetch, services=services)
+    store = endorsement_store(pccs=setup.pccs, offline=setup.offline)
     gathered = store.gather(evidence.tee, evidence.endorsements, given=setup.endorsements, now=now)
     appraisal = appraise(
         evidence,

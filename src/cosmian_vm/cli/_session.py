@@ -57,9 +57,9 @@ def setup_from(
 ) -> Setup:
     """Read what the options name. Raises InputError."""
     if pccs is not None:
-        from cosmian_vm.endorsements.store import Services
+        from cosmian_vm.cli._vendors import services
 
-        Services().through(pccs)
+        services(pccs)
     if not trust_roots and not endorsements:
         return Setup(offline=offline, pccs=pccs)
     from cosmian_vm.cli._given import load_endorsements

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from cosmian_vm.cli._common import NO_EVIDENCE, TRUSTED, cache_folder, moment_of, read_file, write_atomically
+from cosmian_vm.cli._common import NO_EVIDENCE, TRUSTED, moment_of, read_file, write_atomically
 from cosmian_vm.cli._options import pccs_option
 from cosmian_vm.errors import InputError
 
 if TYPE_CHECKING:
     from cryptography import x509
 
-    from cosmian_vm.endorsements.store import EndorsementStore, Gathered
+    from cosmian_vm.endorsements.store import Gathered
 
 __all__ = ["command"]
 
@@ -83,13 +83,15 @@ def fetch(*, evidence: str, output: str, pccs: str | None, at: str | None, as_js
     Azure HCL report, what verify --save-evidence wrote, an RA-TLS certificate. It is only looked at to learn which
     processor it is about; whether it is genuine, verify and inspect say.
     """
+    from cosmian_vm.cli._vendors import endorsement_store
     from cosmian_vm.cli.render import OK, WARNING, as_json, printable, tag
     from cosmian_vm.inspection.carried import quote_in
     from cosmian_vm.verifier.result import Status
 
     moment = moment_of(at)
     carried = quote_in(read_file(evidence, _MAX_EVIDENCE))
-    gathered = _store(pccs).gather(carried.quote, carried.beside, now=moment, renew=True)
+    store = endorsement_store(pccs=pccs, offline=False)
+    gathered = store.gather(carried.quote, carried.beside, now=moment, renew=True)
     files, lacking = _selected(carried.quote, gathered, moment)
     written = _write(output, files)
     if as_json_data:
@@ -107,13 +109,6 @@ def fetch(*, evidence: str, output: str, pccs: str | None, at: str | None, as_js
     if lacking:
         click.echo(f"cosmian_vm: not all that a verification needs could be had: {'; '.join(lacking)}", err=True)
     return NO_EVIDENCE if lacking else TRUSTED
-
-
-def _store(pccs: str | None) -> EndorsementStore:
-    from cosmian_vm.endorsements import store
-
-    services = store.Services() if pccs is None else store.Services().through(pccs)
-    return store.EndorsementStore(cache=cache_folder(), fetcher=store.fetch, services=services)
 
 
 def _write(folder: str, files: list[_File]) -> list[str]:
