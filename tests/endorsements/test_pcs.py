@@ -109,6 +109,14 @@ def test_collateral_of_another_platform_is_named_and_not_used(intel: IntelVendor
     assert "90c06f000000" in gathered.notes[0]
 
 
+def test_collateral_of_the_other_ca_is_of_another_platform(intel: IntelVendor) -> None:
+    platform = _pcs.platform_of(parse_quote(intel.quote(td_body())))
+    collateral = parse_collateral(intel.collateral())
+    assert _pcs.fitting([collateral], platform, intel.now) is collateral
+    for other in ({"ca": "processor"}, {"tee": "SGX"}, {"fmspc": bytes(6)}):
+        assert _pcs.fitting([collateral], replace(platform, **other), intel.now) is None
+
+
 def test_off_the_network_each_document_and_its_address_is_named(intel: IntelVendor) -> None:
     gathered = EndorsementStore(cache=None, fetcher=None).gather(intel.quote(td_body()), [], now=intel.now)
     assert gathered.collateral is None

@@ -219,3 +219,20 @@ def test_every_product_from_a_fake_kds(vendor: AmdVendor) -> None:
         assert machine.chip in gathered.endorsements.certificates
         assert machine.ark in gathered.endorsements.certificates
         assert len(gathered.endorsements.crls) == 1
+
+
+def test_a_version_2_report_whose_chip_both_products_claim(vendor: AmdVendor) -> None:
+    """The one whose key has signed the report is taken; where it is neither, one is handed on, with a note."""
+    genoa = AmdVendor.create(
+        Product.GENOA, keys=vendor.keys, chip_id=vendor.chip_id, tcb=vendor.tcb, now=NOW - timedelta(days=2)
+    )
+
+    def both(request: Request) -> Answer:
+        return Kds(genoa if "/Genoa/" in request.url else vendor)(request)
+
+    store = EndorsementStore(cache=None, fetcher=both)
+    gathered = store.gather(genoa.sign_report(version=2), [], now=NOW)
+    assert [c for c in gathered.endorsements.certificates if is_chip_certificate(c)] == [genoa.chip]
+    gathered = store.gather(vendor.new_chip(chip_id=vendor.chip_id).sign_report(version=2), [], now=NOW)
+    assert [c for c in gathered.endorsements.certificates if is_chip_certificate(c)] == [vendor.chip]
+    assert "none has signed this report" in gathered.notes[0]
