@@ -67,7 +67,9 @@ Exit status: 0 trusted, 1 not trusted, 2 wrong usage or unreadable file, 3 no ev
 @click.option("--verbose", "-v", is_flag=True, help="Show every check.")
 @click.option("--json", "as_json_data", is_flag=True, help="Print the verdict as JSON.")
 @click.option("--report", metavar="FILE", help="Write the verdict as one self-contained HTML page.")
-@click.option("--save-evidence", metavar="FILE", help="Keep what the machine showed; inspect reads it.")
+@click.option(
+    "--save-evidence", metavar="FILE", help="Keep what the machine showed; inspect and endorsements fetch read it."
+)
 @click.pass_context
 def command(
     context: click.Context,

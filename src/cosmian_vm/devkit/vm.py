@@ -129,10 +129,22 @@ class SimulatedVm:
             ),
         )
 
+    @property
+    def _is_bare(self) -> Path:
+        return self.folder / "sends-no-endorsements"
+
+    def send_no_endorsements(self) -> None:
+        """From the next start of its agent on it sends its report alone, as on a host that has no certificates."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._is_bare.touch()
+
     def platform(self) -> Platform:
         """The machine as its agent sees it."""
+        tee = SimulatedTee.launch(AmdVendor.load(self.folder / "vendor"), instance=self._instance())
+        if self._is_bare.exists():
+            tee.endorsements = ()
         return Platform(
-            tee=SimulatedTee.launch(AmdVendor.load(self.folder / "vendor"), instance=self._instance()),
+            tee=tee,
             tpm=EsapiTpm(self.tpm.tcti, keep_open=False),
             logs=FolderLogs(self.folder),
             scope=FileScope(root=self.rootfs),
