@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -58,6 +57,8 @@ class Cache:
         path = self._path(url, ".json")
         if path is None:
             return
+        import tempfile
+
         temporary: str | None = None
         try:
             _make(path.parent)

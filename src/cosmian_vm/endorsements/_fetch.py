@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import http.client
 import io
-import ipaddress
-import socket
-import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, cast
 from urllib.parse import SplitResult, urlsplit
+
+import msgspec
 
 from cosmian_vm.errors import RefusedError, TransportError
 
 if TYPE_CHECKING:
+    import socket
+    import ssl
+
     from _typeshed import WriteableBuffer
 
 __all__ = ["Answer", "Fetch", "Fetcher", "Limits", "Request", "fetch", "is_loopback"]
@@ -30,8 +30,7 @@ _CHUNK = 1 << 16
 _FIRST_PAUSE = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds. ``connect``: for a connection to stand, TLS included; ``read``: for the next bytes to come; ``total``:
     for one thing, repetitions and the pauses between them included; ``together``: when all that one verification looks
     up has taken as long, nothing more is asked for.
@@ -43,8 +42,7 @@ class Limits:
     together: float = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What to GET. ``most``: a longer body is refused, in bytes. ``headers``: of these headers of the answer the first
     that is there is kept.
     """
@@ -54,8 +52,7 @@ class Request:
     headers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """``body``, and ``header``: of the one header that was asked for, as it came; empty where there is none."""
 
     body: bytes
@@ -124,6 +121,8 @@ class Fetcher:
             return http.client.HTTPConnection(host, port or 80, timeout=timeout)
         if parts.scheme != "https":
             raise TransportError(f"{_printable(parts.geturl())} is no address that begins with https://")
+        import ssl
+
         tls = self._tls or ssl.create_default_context()
         proxy = _proxy(host)
         if proxy is None:
@@ -140,6 +139,8 @@ def fetch(request: Request) -> Answer:
 
 def is_loopback(host: str) -> bool:
     """Whether ``host`` is this machine."""
+    import ipaddress
+
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -217,6 +218,8 @@ def _body(answer: http.client.HTTPResponse, most: int, host: str) -> bytes:
 
 def _retry_after(headers: http.client.HTTPMessage) -> float | None:
     """Retry-After in seconds (RFC 9110, 10.2.3: a number or a date), at least 0; None where there is none."""
+    from email.utils import parsedate_to_datetime
+
     text = headers.get("Retry-After", "").strip()
     if text.isascii() and text.isdigit() and len(text) < 10:
         return float(text)

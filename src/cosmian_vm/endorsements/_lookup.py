@@ -8,11 +8,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
+
+import msgspec
 
 from cosmian_vm.endorsements._cache import Cache
 from cosmian_vm.endorsements._fetch import Answer, Fetch, Limits, Request
@@ -29,12 +29,21 @@ REMEDY = (
 """What to do where something cannot be had."""
 
 _Key = tuple[int, str, str]
-_flights: dict[_Key, Future[Answer]] = {}
+
+
+class _Flight(msgspec.Struct):
+    """A request that is under way: once it has ``landed`` there is the ``answer`` or the ``error``."""
+
+    landed: threading.Event = msgspec.field(default_factory=threading.Event)
+    answer: Answer | None = None
+    error: BaseException | None = None
+
+
+_flights: dict[_Key, _Flight] = {}
 _flights_lock = threading.Lock()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted(Generic[_T]):
+class Wanted(msgspec.Struct, Generic[_T], frozen=True, kw_only=True):
     """One thing to have. ``what``: its name for the user. ``read``: makes a value of an answer, or raises a
     CosmianVmError that says what is wrong with it. ``until``: when the value has to be renewed, None for never.
     ``lasting``: there will be no newer one before that.
@@ -133,20 +142,24 @@ class Lookup:
             flight = _flights.get(key)
             first = flight is None
             if flight is None:
-                flight = _flights[key] = Future()
+                flight = _flights[key] = _Flight()
         if first:
             try:
-                flight.set_result(self._flown(wanted, fetch))
+                flight.answer = self._flown(wanted, fetch)
             except BaseException as exc:
-                flight.set_exception(exc)
+                flight.error = exc
                 raise
             finally:
                 with _flights_lock:
                     del _flights[key]
-        try:
-            return flight.result(timeout=2 * self._limits.total)
-        except TimeoutError as exc:
-            raise TransportError("another thread has been asking for it for too long") from exc
+                flight.landed.set()
+        elif not flight.landed.wait(2 * self._limits.total):
+            raise TransportError("another thread has been asking for it for too long")
+        if isinstance(flight.error, CosmianVmError):
+            raise flight.error
+        if flight.answer is None:
+            raise TransportError("another thread was interrupted while it asked for it")
+        return flight.answer
 
     def _flown(self, wanted: Wanted[_T], fetch: Fetch) -> Answer:
         url = wanted.request.url

@@ -31,12 +31,7 @@ from cosmian_vm.endorsements.intel_collateral import IntelCollateral
 from cosmian_vm.errors import CosmianVmError, EvidenceFormatError, InputError
 from cosmian_vm.evidence.intel_quote import CERT_DATA_PCK_CHAIN, Quote
 
-__all__ = ["PCS", "ROOT_CRL", "Platform", "fitting", "gather_intel", "pccs_base", "platform_of"]
-
-PCS = "https://api.trustedservices.intel.com"
-"""Intel's service."""
-ROOT_CRL = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
-"""The CRL distribution point of Intel's root."""
+__all__ = ["Platform", "fitting", "gather_intel", "pccs_base", "platform_of"]
 
 _API = "certification/v4"
 _MOST = 4 << 20

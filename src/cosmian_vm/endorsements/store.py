@@ -8,9 +8,9 @@ handed on with a note, for the verifier judges dates.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,13 +18,16 @@ from cosmian_vm.endorsements._cache import Cache
 from cosmian_vm.endorsements._fetch import Answer, Fetch, Fetcher, Limits, Request, fetch
 from cosmian_vm.endorsements._kds import KDS, fits, gather_amd, issuers, vcek_url
 from cosmian_vm.endorsements._lookup import Lookup
-from cosmian_vm.endorsements._pcs import PCS, ROOT_CRL, gather_intel, pccs_base
 from cosmian_vm.endorsements.amd import AmdEndorsements, collect, is_chip_certificate
-from cosmian_vm.endorsements.intel_collateral import IntelCollateral, parse_collateral_cached
 from cosmian_vm.errors import CosmianVmError, EndorsementError, EvidenceFormatError
 from cosmian_vm.evidence.bundle import TeeKind, tee_kind
-from cosmian_vm.evidence.intel_quote import Quote, parse_quote
 from cosmian_vm.evidence.snp import MAX_OBJECTS, SnpEvidence, parse_evidence
+
+if TYPE_CHECKING:
+    from cosmian_vm.endorsements.intel_collateral import IntelCollateral
+    from cosmian_vm.evidence.intel_quote import Quote
+
+# All of Intel's is imported where there is something of Intel's: it takes its time.
 
 __all__ = [
     "Answer",
@@ -41,6 +44,11 @@ __all__ = [
     "vcek_url",
 ]
 
+PCS = "https://api.trustedservices.intel.com"
+"""Intel's service."""
+ROOT_CRL = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
+"""The CRL distribution point of Intel's root."""
+
 MAX_GIVEN = 1024
 """Most certificates and CRLs that are taken of what the user gives."""
 MAX_COLLATERALS = 8
@@ -55,8 +63,7 @@ class Gathered(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
+class Services(msgspec.Struct, frozen=True):
     """The vendors' services, base addresses without a slash at the end. ``root_crl``: the whole address of the CRL of
     Intel's root.
     """
@@ -67,6 +74,8 @@ class Services:
 
     def through(self, pccs: str) -> Services:
         """The same, but all of Intel's from a PCCS. Raises InputError where ``pccs`` is no address."""
+        from cosmian_vm.endorsements._pcs import pccs_base
+
         base = pccs_base(pccs)
         return Services(self.kds, base, f"{base}/sgx/certification/v4/rootcacrl")
 
@@ -113,6 +122,8 @@ class EndorsementStore:
         collaterals = [*own.collaterals, *sent.collaterals]
         found = [*_ours(own.blobs, snp), *sent.blobs]
         if quote is not None:
+            from cosmian_vm.endorsements._pcs import gather_intel
+
             pcs, root_crl = self._services.pcs, self._services.root_crl
             collateral = gather_intel(quote, collaterals, lookup, now, pcs=pcs, root_crl=root_crl)
             return Gathered(_all(found), collateral, tuple(notes))
@@ -122,8 +133,7 @@ class EndorsementStore:
         return Gathered(_all(found), notes=tuple(notes))
 
 
-@dataclass(frozen=True, slots=True)
-class _Sorted:
+class _Sorted(msgspec.Struct, frozen=True):
     """``blobs``: certificates and CRLs, readable."""
 
     blobs: list[bytes]
@@ -139,6 +149,8 @@ def _sorted(blobs: Iterable[bytes], notes: list[str], source: str, *, most: int)
         try:
             if number < most and _is_json(blob):
                 if len(collaterals) < MAX_COLLATERALS:
+                    from cosmian_vm.endorsements.intel_collateral import parse_collateral_cached
+
                     collaterals.append(parse_collateral_cached(blob))
                 continue
             found = collect([blob], pinned=False, most=most) if number < most else None
@@ -185,6 +197,8 @@ def _snp(tee: bytes | None) -> SnpEvidence | None:
 def _quote(tee: bytes | None) -> Quote | None:
     if tee is None or tee_kind(tee) not in (TeeKind.TDX, TeeKind.SGX):
         return None
+    from cosmian_vm.evidence.intel_quote import parse_quote
+
     try:
         return parse_quote(tee)
     except CosmianVmError:
