@@ -17,7 +17,7 @@ from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.intel import IntelVendor
 from cosmian_vm.devkit.vendors import FakeVendors, Lie
 from cosmian_vm.endorsements import _fetch
-from cosmian_vm.endorsements._fetch import Fetcher, Limits, Request
+from cosmian_vm.endorsements._fetch import Answer, Fetcher, Limits, Request
 from cosmian_vm.errors import RefusedError, TransportError
 
 SHORT = Limits(connect=1.0, read=0.2, total=0.5)
@@ -113,7 +113,17 @@ def test_nobody_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://kdsintf.amd.com/x", "ftp://127.0.0.1/x", "file:///etc/passwd", "https://127.0.0.1:port/", "/x", ""]
+    "url",
+    [
+        "http://kdsintf.amd.com/x",
+        "ftp://127.0.0.1/x",
+        "file:///etc/passwd",
+        "https://127.0.0.1:port/",
+        "https://a b/",
+        "http://127.0.0.1/a b",
+        "/x",
+        "",
+    ],
 )
 def test_addresses_that_are_not_asked(url: str) -> None:
     """Without TLS nobody but this machine is asked. (A connection elsewhere would fail the test.)"""
@@ -176,18 +186,51 @@ def test_the_proxy_of_the_environment(
         assert Fetcher(tls=contexts[1])(Request(url=url, most=10_000)).body
 
 
-def test_errors_are_one_printable_line() -> None:
+def _answered(raw: bytes) -> Answer:
+    """What the fetcher makes of these bytes of a server."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:
             peer, _ = listening.accept()
             with peer:
                 peer.recv(4096)
-                peer.sendall(b"HTTP/1.1 500 \x1b[31mred\x07\r\n\r\n")
+                peer.sendall(raw)
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with pytest.raises(RefusedError) as caught:
-            Fetcher(SHORT)(Request(url=f"http://127.0.0.1:{listening.getsockname()[1]}/", most=10))
-        thread.join()
+        try:
+            return Fetcher(SHORT)(Request(url=f"http://127.0.0.1:{listening.getsockname()[1]}/", most=10))
+        finally:
+            thread.join()
+
+
+def test_errors_are_one_printable_line() -> None:
+    with pytest.raises(RefusedError) as caught:
+        _answered(b"HTTP/1.1 500 \x1b[31mred\x07\r\n\r\n")
+    assert str(caught.value).isprintable()
+
+
+def test_a_body_in_chunks() -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert _answered(head + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n").body == b"abcde"
+    for rest in (b"3\r\nab", b"ffffffff\r\nabc", b"b\r\nabcdefghijk\r\n0\r\n\r\n", b"-1\r\n", b"x\r\n"):
+        with pytest.raises(TransportError):
+            _answered(head + rest)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\x00" * 100,
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000,
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000,
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc",
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+    ],
+)
+def test_what_is_no_answer(raw: bytes) -> None:
+    with pytest.raises(TransportError) as caught:
+        _answered(raw)
     assert str(caught.value).isprintable()

@@ -38,6 +38,8 @@ Examples:
     cosmian_vm --url https://vm.example.com:5355 app init --conf app.json -s cosmian_vm.snapshot
   Look at a file of evidence:
     cosmian_vm inspect quote.bin --verify --with vcek.pem
+  Fetch what AMD or Intel say about the processor, for a computer without network:
+    cosmian_vm endorsements fetch evidence.json --output web-1
 
 \b
 Exit status:

@@ -130,18 +130,18 @@ class SimulatedVm:
         )
 
     @property
-    def _is_bare(self) -> Path:
+    def _bare_mark(self) -> Path:
         return self.folder / "sends-no-endorsements"
 
     def send_no_endorsements(self) -> None:
         """From the next start of its agent on it sends its report alone, as on a host that has no certificates."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._is_bare.touch()
+        self._bare_mark.touch()
 
     def platform(self) -> Platform:
         """The machine as its agent sees it."""
         tee = SimulatedTee.launch(AmdVendor.load(self.folder / "vendor"), instance=self._instance())
-        if self._is_bare.exists():
+        if self._bare_mark.exists():
             tee.endorsements = ()
         return Platform(
             tee=tee,

@@ -10,6 +10,7 @@ import http.client
 import io
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, cast
 from urllib.parse import SplitResult, urlsplit
 
@@ -93,24 +94,15 @@ class Fetcher:
         """The answer; where the service is busy the pause that it asks for, None if it names none."""
         parts = urlsplit(request.url)
         host = parts.hostname or ""
-        path = f"{parts.path}?{parts.query}" if parts.query else parts.path
-        connection = self._connection(parts, end)
         try:
-            connection.connect()
-            connection.sock = cast("socket.socket", _BoundedSocket(connection.sock, self._limits.read, end))
-            connection.request("GET", path, headers={"User-Agent": "cosmian-vm", "Accept-Encoding": "identity"})
-            answer = connection.getresponse()
-            if answer.status in _BUSY:
-                return _retry_after(answer.headers)
-            if answer.status != http.client.OK:
-                raise RefusedError(f"{host} answered {answer.status} {_printable(answer.reason)}", status=answer.status)
-            body = _body(answer, request.most, host)
-            header = next((answer.headers[name] for name in request.headers if name in answer.headers), "")
+            with closing(self._connection(parts, end)) as connection:
+                connection.connect()
+                connection.sock = cast("socket.socket", _BoundedSocket(connection.sock, self._limits.read, end))
+                target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+                connection.request("GET", target, headers={"User-Agent": "cosmian-vm", "Accept-Encoding": "identity"})
+                return _read(connection.getresponse(), request, host)
         except (OSError, ValueError, http.client.HTTPException) as exc:
             raise TransportError(f"{host} gave no answer: {_problem(exc)}") from exc
-        finally:
-            connection.close()
-        return Answer(body=body, header=header)
 
     def _connection(self, parts: SplitResult, end: float) -> http.client.HTTPConnection:
         host, port = _address(parts)
@@ -203,6 +195,17 @@ class _BoundedReads(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         self._bound()
         return self._sock.recv_into(buffer)
+
+
+def _read(answer: http.client.HTTPResponse, request: Request, host: str) -> Answer | float | None:
+    """As Fetcher._once. Raises RefusedError for any status but 200."""
+    if answer.status in _BUSY:
+        return _retry_after(answer.headers)
+    if answer.status != http.client.OK:
+        raise RefusedError(f"{host} answered {answer.status} {_printable(answer.reason)}", status=answer.status)
+    body = _body(answer, request.most, host)
+    header = next((answer.headers[name] for name in request.headers if name in answer.headers), "")
+    return Answer(body=body, header=header)
 
 
 def _body(answer: http.client.HTTPResponse, most: int, host: str) -> bytes:
