@@ -187,6 +187,25 @@ def test_a_folder_with_other_things_in_it(vendor: AmdVendor, intel: IntelVendor,
     assert note.endswith("not used: README, folder, pipe")
 
 
+@pytest.mark.evidence
+def test_intel_s_answers_one_by_one(evidence: Path) -> None:
+    """As somebody downloads them, with the issuer chains of the headers: they are put together."""
+    folder = evidence / "collateral" / "intel" / "google-parts"
+    blobs, notes = _given.load_endorsements([str(folder)])
+    found = [parse_collateral(blob) for blob in blobs if blob.startswith(b"{")]
+    assert [collateral.tcb_info.fmspc for collateral in found] == ["50806f000000"]
+    assert notes == ()
+
+
+def test_answers_that_make_up_nothing(intel: IntelVendor, tmp_path: Path, vendor: AmdVendor) -> None:
+    document = intel.tcb_info()
+    text = f'{{"tcbInfo":{document.text},"signature":"{document.signature.hex()}"}}'
+    (tmp_path / "tcb_info.json").write_text(text)
+    (tmp_path / "crl.der").write_bytes(vendor.crl())
+    _, notes = _given.load_endorsements([str(tmp_path)])
+    assert notes[0].endswith("not used: tcb_info.json")
+
+
 def test_folders_without_bounds(tmp_path: Path, vendor: AmdVendor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_given, "MAX_FILES", 3)
     for number in range(4):

@@ -57,6 +57,20 @@ def test_current_collateral_that_was_given_is_enough(intel: IntelVendor) -> None
     assert gathered.collateral.tcb_info.id == "TDX"
 
 
+def test_a_fleet_s_collaterals(intel: IntelVendor) -> None:
+    """Of the user's all are looked at, of the machine's a few."""
+    foreign = json.loads(intel.collateral())
+    foreign["tcb_info"] = intel.tcb_info(fmspc="00A06F000000").text
+    many = [json.dumps(foreign | {"note": str(number)}).encode() for number in range(20)]
+    store = EndorsementStore(cache=None, fetcher=None)
+    raw = intel.quote(td_body())
+    gathered = store.gather(raw, [], given=[*many, intel.collateral()], now=intel.now)
+    assert (gathered.notes, gathered.collateral is not None) == ((), True)
+    gathered = store.gather(raw, [*many, intel.collateral()], now=intel.now)
+    assert "more than 8 collaterals came from the machine" in gathered.notes[0]
+    assert gathered.collateral is None
+
+
 def test_the_current_one_of_several(intel: IntelVendor) -> None:
     old = replace(intel, issued=intel.issued - timedelta(days=100))
     raw = intel.quote(td_body())

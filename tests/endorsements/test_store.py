@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.vendors import FakeVendors
-from cosmian_vm.endorsements.amd import Product, is_chip_certificate
+from cosmian_vm.endorsements.amd import Product, is_chip_certificate, load_crl
 from cosmian_vm.endorsements.store import Answer, EndorsementStore, Request, fetch, vcek_url
 from cosmian_vm.errors import TransportError
 
@@ -134,6 +134,16 @@ def test_a_folder_of_a_whole_fleet(vendor: AmdVendor, report: bytes) -> None:
     assert gathered.notes == ()
     assert [c for c in gathered.endorsements.certificates if is_chip_certificate(c)] == [vendor.chip]
     assert vendor.ask in gathered.endorsements.certificates
+
+
+def test_a_file_of_another_machine_may_hold_our_list(vendor: AmdVendor, report: bytes) -> None:
+    other = vendor.new_chip().chip.public_bytes(Encoding.PEM)
+    crl = load_crl(vendor.crl()).public_bytes(Encoding.PEM)
+    gathered = EndorsementStore(cache=None, fetcher=None).gather(
+        report, vendor.certificates, given=[other + crl], now=NOW
+    )
+    assert gathered.notes == ()
+    assert len(gathered.endorsements.crls) == 1
 
 
 def test_the_certificate_of_another_tcb_is_no_reason_not_to_look(vendor: AmdVendor, report: bytes) -> None:

@@ -58,23 +58,46 @@ def _folder(path: str) -> tuple[list[bytes], list[str]]:
         raise InputError(f"{path}: {len(names)} files, more than {MAX_FILES}: give a folder of endorsements alone")
     blobs: list[bytes] = []
     others: list[str] = []
+    seen: list[tuple[str, bytes]] = []
     for name in names:
         file = Path(path, name)
-        if not file.is_file() or file.stat().st_size > _MAX_FILE:
-            others.append(name)
-            continue
         try:
-            blobs.append(_recognised(read_file(str(file), _MAX_FILE)))
+            if not file.is_file():
+                raise InputError(f"{file}: no file")
+            raw = read_file(str(file), _MAX_FILE)
+            seen.append((name, raw))
+            blobs.append(_recognised(raw))
         except CosmianVmError:
             others.append(name)
-        if sum(map(len, blobs)) > MAX_SIZE:
+        if sum(len(raw) for _, raw in seen) > MAX_SIZE:
             raise InputError(f"{path}: more than {MAX_SIZE} bytes: give a folder of endorsements alone")
+    parts = {name for name, raw in seen if _intel_join.answer_in(raw) is not None}
+    if parts and (joined := _joined(seen)):
+        blobs += joined
+        others = [name for name in others if name not in parts]
     if not blobs:
         raise InputError(
             f"{path}: no certificate, revocation list or collateral in it; cosmian_vm endorsements fetch EVIDENCE "
             f"--output {path} writes them"
         )
     return blobs, others
+
+
+def _joined(files: Sequence[tuple[str, bytes]]) -> list[bytes]:
+    """The collaterals that answers of Intel's service, each in a file of its own, make with their issuer chains."""
+    from cosmian_vm.endorsements.intel import pinned_root
+    from cosmian_vm.inspection.identify import material_of
+
+    material = material_of(files)
+    found = []
+    for tee in ("TDX", "SGX"):
+        try:
+            collateral = _intel_join.collateral_from_parts(material, tee, (pinned_root(),))
+        except CosmianVmError:
+            continue
+        if collateral is not None:
+            found.append(serialise_collateral(collateral))
+    return found
 
 
 def _recognised(raw: bytes) -> bytes:

@@ -151,7 +151,7 @@ def _wanted_tcb_info(platform: Platform, pcs: str) -> Wanted[SignedTcbInfo]:
         what=f"Intel's TCB info of the platform ({platform.tee}, FMSPC {fmspc})",
         request=Request(url=url, most=_MOST, headers=_TCB_HEADERS),
         read=lambda answer: tcb_info_in(answer.body, _chain(answer), tee=platform.tee, fmspc=platform.fmspc),
-        until=lambda signed: signed.content.next_update,
+        until=lambda signed: min(signed.content.next_update, _chain_end(signed.chain)),
     )
 
 
@@ -162,7 +162,7 @@ def _wanted_identity(platform: Platform, pcs: str) -> Wanted[SignedIdentity]:
             url=f"{pcs}/{platform.tee.lower()}/{_API}/qe/identity?update=standard", most=_MOST, headers=_QE_HEADERS
         ),
         read=lambda answer: qe_identity_in(answer.body, _chain(answer), tee=platform.tee),
-        until=lambda signed: signed.content.next_update,
+        until=lambda signed: min(signed.content.next_update, _chain_end(signed.chain)),
     )
 
 
@@ -177,7 +177,7 @@ def _wanted_pck_crl(platform: Platform, pcs: str) -> Wanted[_PckCrl]:
         what=f"the revocation list of Intel's PCK {platform.ca} CA",
         request=Request(url=f"{pcs}/sgx/{_API}/pckcrl?ca={platform.ca}&encoding=der", most=_MOST, headers=_CRL_HEADERS),
         read=read,
-        until=lambda found: _next_update(found.crl),
+        until=lambda found: min(_next_update(found.crl), _chain_end(found.chain)),
     )
 
 
@@ -195,6 +195,11 @@ def _wanted_root_crl(url: str) -> Wanted[x509.CertificateRevocationList]:
 def _next_update(crl: x509.CertificateRevocationList) -> datetime:
     # One without an end of validity clears nothing, so it is as good as expired.
     return crl.next_update_utc or crl.last_update_utc
+
+
+def _chain_end(pem: str) -> datetime:
+    """When the first certificate of a chain runs out: its documents are signed anew by then."""
+    return min(certificate.not_valid_after_utc for certificate in parse_chain(pem.encode(), "issuer chain"))
 
 
 def _chain(answer: Answer) -> str:

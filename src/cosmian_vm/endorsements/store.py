@@ -117,8 +117,8 @@ class EndorsementStore:
         notes: list[str] = []
         lookup = Lookup(self._cache, self._fetch, now=now, limits=self._limits, notes=notes, renew=renew)
         snp, quote = _snp(tee), _quote(tee)
-        own = _sorted(given, notes, "--endorsements", most=MAX_GIVEN)
-        sent = _sorted(blobs, notes, "the machine", most=MAX_OBJECTS)
+        own = _sorted(given, notes, "--endorsements", most=MAX_GIVEN, collaterals=MAX_GIVEN)
+        sent = _sorted(blobs, notes, "the machine", most=MAX_OBJECTS, collaterals=MAX_COLLATERALS)
         collaterals = [*own.collaterals, *sent.collaterals]
         found = [*_ours(own.blobs, snp), *sent.blobs]
         if quote is not None:
@@ -140,18 +140,20 @@ class _Sorted(msgspec.Struct, frozen=True):
     collaterals: list[IntelCollateral]
 
 
-def _sorted(blobs: Iterable[bytes], notes: list[str], source: str, *, most: int) -> _Sorted:
-    """What is usable; the rest is noted, for it came from the other side."""
+def _sorted(blobs: Iterable[bytes], notes: list[str], source: str, *, most: int, collaterals: int) -> _Sorted:
+    """What is usable, within bounds; the rest is noted, for it came from the other side."""
     good: list[bytes] = []
-    collaterals: list[IntelCollateral] = []
+    intel: list[IntelCollateral] = []
     room = most
     for number, blob in enumerate(blobs):
         try:
             if number < most and _is_json(blob):
-                if len(collaterals) < MAX_COLLATERALS:
-                    from cosmian_vm.endorsements.intel_collateral import parse_collateral_cached
+                from cosmian_vm.endorsements.intel_collateral import parse_collateral_cached
 
-                    collaterals.append(parse_collateral_cached(blob))
+                if len(intel) == collaterals:
+                    notes.append(f"more than {collaterals} collaterals came from {source}; the rest is left out")
+                    break
+                intel.append(parse_collateral_cached(blob))
                 continue
             found = collect([blob], pinned=False, most=most) if number < most else None
             room -= most + 1 if found is None else len(found.certificates) + len(found.crls)
@@ -162,7 +164,7 @@ def _sorted(blobs: Iterable[bytes], notes: list[str], source: str, *, most: int)
             notes.append(f"more than {most} certificates and revocation lists came from {source}; the rest is left out")
             break
         good.append(blob)
-    return _Sorted(good, collaterals)
+    return _Sorted(good, intel)
 
 
 def _is_json(blob: bytes) -> bool:
@@ -173,9 +175,9 @@ def _ours(given: Iterable[bytes], snp: SnpEvidence | None) -> list[bytes]:
     """What the user gave without the certificates of other chips: of a whole fleet they may lie in one folder."""
     ours: list[bytes] = []
     for blob in given:
-        certificates = collect([blob], pinned=False, most=MAX_GIVEN).certificates
-        foreign = [c for c in certificates if is_chip_certificate(c) and not (snp and fits(c, snp.report))]
-        if not foreign or len(foreign) < len(certificates):
+        found = collect([blob], pinned=False, most=MAX_GIVEN)
+        foreign = [c for c in found.certificates if is_chip_certificate(c) and not (snp and fits(c, snp.report))]
+        if len(foreign) < len(found.certificates) + len(found.crls):
             ours.append(blob)
     return ours
 
