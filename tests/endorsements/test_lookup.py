@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -17,6 +18,7 @@ from cosmian_vm.endorsements._fetch import Answer, Fetch, Limits, Request
 from cosmian_vm.endorsements._lookup import Lookup, Wanted
 from cosmian_vm.errors import EndorsementError, TransportError
 
+_T = TypeVar("_T")
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 URL = "https://kds.example.com/thing"
 
@@ -41,9 +43,14 @@ def _lookup(cache: Cache, fetch: Fetch | None, limits: Limits | None = None) -> 
 @pytest.mark.parametrize("cached", [False, True])
 def test_threads_share_one_request(tmp_path: Path, cached: bool) -> None:
     asked: list[str] = []
-    all_there = threading.Barrier(8, timeout=30)
+    arrived: list[None] = []
     go = threading.Event()
     cache = Cache(tmp_path if cached else None)
+
+    class Counted(Lookup):
+        def _shared(self, wanted: Wanted[_T], fetch: Fetch) -> Answer:
+            arrived.append(None)
+            return super()._shared(wanted, fetch)
 
     def fetch(request: Request) -> Answer:
         asked.append(request.url)
@@ -51,15 +58,14 @@ def test_threads_share_one_request(tmp_path: Path, cached: bool) -> None:
         return FRESH
 
     def ask() -> datetime | None:
-        lookup = _lookup(cache, fetch)
-        all_there.wait()
+        lookup = Counted(cache, fetch, now=NOW, limits=Limits(), notes=[], renew=False)
         return lookup.get(WANTED)
 
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(ask) for _ in range(8)]
-        while not asked:
+        while len(arrived) < 8:
             threading.Event().wait(0.01)
-        threading.Event().wait(0.2)  # time for the others to arrive; if they have not, they find the cache
+        threading.Event().wait(0.2)  # the last of them has a few instructions to go until it waits
         go.set()
         assert {task.result() for task in waiting} == {_read(FRESH)}
     assert len(asked) == 1

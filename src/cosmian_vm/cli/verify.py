@@ -29,6 +29,10 @@ Examples:
     cosmian_vm --url https://vm.example.com:5355 verify -s cosmian_vm.snapshot \\
         --allow-reboot --report verdict.html
 \b
+  On a computer without network, with what endorsements fetch has written elsewhere:
+    cosmian_vm --url https://10.0.0.7:5355 verify -s cosmian_vm.snapshot \\
+        --offline --endorsements web-1
+\b
   A machine of which there is no snapshot yet, against the reference values of its image:
     cosmian_vm --url https://vm.example.com:5355 verify --reference cosmian_vm.reference.json
 \b

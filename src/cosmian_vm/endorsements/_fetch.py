@@ -235,7 +235,7 @@ def _retry_after(headers: http.client.HTTPMessage) -> float | None:
 def _problem(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "it took too long"
-    return _printable(str(error)) or type(error).__name__
+    return _printable(str(getattr(error, "strerror", None) or error)) or type(error).__name__
 
 
 def _printable(text: str) -> str:

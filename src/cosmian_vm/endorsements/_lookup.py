@@ -23,8 +23,7 @@ __all__ = ["REMEDY", "Lookup", "Wanted"]
 _T = TypeVar("_T")
 
 REMEDY = (
-    "on a computer with network, cosmian_vm endorsements fetch EVIDENCE --output DIR writes all that is needed; then "
-    "give --endorsements DIR"
+    "fetch it where there is network (cosmian_vm endorsements fetch EVIDENCE --output DIR) and give --endorsements DIR"
 )
 """What to do where something cannot be had."""
 
