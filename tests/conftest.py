@@ -28,20 +28,42 @@ def evidence() -> Path:
     return folder
 
 
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_here(host: str) -> bool:
+    return host in ("localhost", "") or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every connection goes to this machine, or the test fails."""
     real_connect = socket.socket.connect
 
     def connect(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6):
-            host = address[0]
-            loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-            if not loopback:
-                pytest.fail(f"a test tried to leave this machine: {address!r}")
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_here(address[0]):
+            pytest.fail(f"a test tried to leave this machine: {address!r}")
         real_connect(self, address)
 
+    real_lookup = socket.getaddrinfo
+
+    def lookup(host: Any, *arguments: Any, **options: Any) -> Any:
+        """The name alone would tell somebody. What can be the name of nobody (RFC 2606, no dot) is unknown here."""
+        name = host.decode() if isinstance(host, bytes) else host
+        if name is None or _is_here(name) or _is_address(name):
+            return real_lookup(host, *arguments, **options)
+        last = name.rpartition(".")[2]
+        if "." in name and last.isalpha() and last != "invalid":
+            pytest.fail(f"a test tried to look up {name!r}")
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
     monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -104,7 +104,7 @@ def test_never_over_version_1(init: Run, agent: Any, machine: Machine, taken: Pa
     del agent.routes["POST", wire.EVIDENCE]
     body = json.dumps(list(machine.evidence(bytes(32), api=1).tee or b"")).encode()
     agent.route("GET", wire.QUOTE_TEE, 200, body)
-    assert init("--snapshot", taken).status == 1
+    assert init("--snapshot", taken, "--offline").status == 1
     assert sent(agent) == []
     assert init("--api", "1").status == 2
 

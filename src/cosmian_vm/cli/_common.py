@@ -16,6 +16,8 @@ import click
 from cosmian_vm.errors import CosmianVmError, InputError, PeerChangedError, TransportError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from cosmian_vm.client import AgentClient
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Target",
     "check_writable",
     "exit_status",
+    "moment_of",
     "read_file",
     "target_of",
     "working",
@@ -148,6 +151,24 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+def moment_of(at: str | None) -> datetime:
+    """The instant of --at (RFC 3339), or the one reading of the clock. Raises InputError."""
+    from datetime import UTC, datetime
+
+    if at is None:
+        return datetime.now(UTC)
+    try:
+        moment = datetime.fromisoformat(at)
+    except ValueError as exc:
+        raise InputError(f"--at {at}: not a time in the form of RFC 3339, as 2025-10-02T00:00:00Z") from exc
+    if moment.tzinfo is None:
+        raise InputError(f"--at {at}: the offset is missing; add Z for UTC")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as exc:
+        raise InputError(f"--at {at}: out of range") from exc
 
 
 @contextmanager

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cosmian_vm.cli._vendors import endorsement_store
 from cosmian_vm.cli.render import BuiltImage, Outcome
 from cosmian_vm.endorsements.amd import pinned_roots
 from cosmian_vm.endorsements.intel import pinned_root
-from cosmian_vm.endorsements.store import EndorsementStore, fetch
 from cosmian_vm.verifier.appraisal import appraise
 
 if TYPE_CHECKING:
@@ -43,8 +40,8 @@ def judge(
 ) -> Outcome:
     """Look up what endorses the evidence and appraise it, with one reading of the clock."""
     now = datetime.now(UTC)
-    store = EndorsementStore(cache=_cache_folder(), fetcher=None if setup.offline else fetch)
-    gathered = store.gather(evidence.tee, [*setup.endorsements, *evidence.endorsements], now=now)
+    store = endorsement_store(pccs=setup.pccs, offline=setup.offline)
+    gathered = store.gather(evidence.tee, evidence.endorsements, given=setup.endorsements, now=now)
     appraisal = appraise(
         evidence,
         gathered.endorsements,
@@ -86,12 +83,3 @@ def _built(build: BuildReference, name: str) -> BuiltImage:
         pcrs=tuple(sorted(build.pcr_values())),
         launches=len(build.launches),
     )
-
-
-def _cache_folder() -> Path | None:
-    """Where vendors' certificates and revocation lists are kept between runs: public, and verified each time."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or ("~/.cache" if os.environ.get("HOME") else None)
-    return None if not base else Path(base).expanduser() / "cosmian_vm"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 
-__all__ = ["Chosen", "api_option", "appraisal_options"]
+__all__ = ["Chosen", "api_option", "appraisal_options", "pccs_option"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -20,6 +20,12 @@ api_option = click.option(
     help="Version of the agent's API. 1, for an agent of 1.3, proves less: another machine may answer in its place.",
 )
 
+pccs_option = click.option(
+    "--pccs",
+    metavar="URL",
+    help="Ask this PCCS for Intel's collateral, not Intel: https://pccs.example.com:8081. It need not be trusted.",
+)
+
 
 class Chosen(NamedTuple):
     """What the user gave beside the agent's answer: values of the options of ``appraisal_options``."""
@@ -28,6 +34,7 @@ class Chosen(NamedTuple):
     tpm_roots: tuple[str, ...]
     endorsements: tuple[str, ...]
     policy: str | None
+    pccs: str | None
     offline: bool
 
 
@@ -58,11 +65,12 @@ def appraisal_options(function: _Function) -> _Function:
         ),
         click.option(
             "--endorsements",
-            metavar="FILE",
+            metavar="FILE|DIR",
             multiple=True,
-            help="Certificates and revocation lists (PEM or DER) that the agent did not send. May be given several "
-            "times.",
+            help="Certificates, revocation lists (PEM or DER) and Intel collateral (JSON) that the agent did not send: "
+            "a file, or a folder of them as endorsements fetch writes it. May be given several times.",
         ),
+        pccs_option,
         click.option("--offline", is_flag=True, help="Do not ask the hardware maker for what is missing."),
     )
 

@@ -1,4 +1,4 @@
-"""Certificates that the user names: roots to trust, endorsements that the agent did not send."""
+"""Root certificates that the user chose to trust."""
 
 from __future__ import annotations
 
@@ -8,27 +8,15 @@ from pathlib import Path
 from cryptography import x509
 
 from cosmian_vm.cli._common import read_file
+from cosmian_vm.cli._given import load_endorsements
 from cosmian_vm.cli._options import Chosen
 from cosmian_vm.cli._session import Setup
-from cosmian_vm.endorsements.amd import collect, is_pinned_root, load_certificate
+from cosmian_vm.endorsements.amd import is_pinned_root, load_certificate
 from cosmian_vm.errors import EndorsementError, InputError
 from cosmian_vm.verifier._tpm_certificates import TpmRoots
 from cosmian_vm.verifier.policy_file import MAX_POLICY_SIZE, PolicyFile, parse_policy
 
-__all__ = ["load_endorsements", "load_roots", "load_setup"]
-
-
-def load_endorsements(paths: Sequence[str]) -> tuple[bytes, ...]:
-    """The files of --endorsements. Raises InputError where one holds neither certificates nor CRLs."""
-    blobs = []
-    for path in paths:
-        raw = read_file(path)
-        try:
-            collect([raw])
-        except EndorsementError as exc:
-            raise InputError(f"{path}: neither certificates nor revocation lists: {exc}") from exc
-        blobs.append(raw)
-    return tuple(blobs)
+__all__ = ["load_roots", "load_setup"]
 
 
 def load_setup(chosen: Chosen) -> Setup:
@@ -41,7 +29,7 @@ def load_setup(chosen: Chosen) -> Setup:
     def beside(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(str(folder / name) for name in names)
 
-    blobs = load_endorsements(chosen.endorsements)
+    blobs, unused = load_endorsements(chosen.endorsements)
     roots, notes = load_roots((*chosen.trust_roots, *beside(file.roots)))
     makers = _tpm_roots((*chosen.tpm_roots, *beside(file.tpm_roots)))
     return Setup(
@@ -50,8 +38,8 @@ def load_setup(chosen: Chosen) -> Setup:
         tpm_roots=TpmRoots(makers, _tpm_roots(beside(file.operator_roots))),
         endorsements=blobs,
         offline=chosen.offline,
-        pccs=file.pccs,
-        notes=notes,
+        pccs=chosen.pccs or file.pccs,
+        notes=(*notes, *unused),
     )
 
 

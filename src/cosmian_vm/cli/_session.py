@@ -38,8 +38,8 @@ _SEED_SIZE = 64
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user gave beside the agent's answer. ``roots``: trusted beside the pinned ones. ``notes``: to be said on
-    every verdict. ``pccs``: whom to ask for Intel's collateral, None: Intel.
+    """What the user gave beside the agent's answer. ``roots``: trusted beside the pinned ones. ``pccs``: address of a
+    PCCS to ask instead of Intel. ``notes``: to be said on every verdict.
     """
 
     policy: Policy
@@ -64,11 +64,17 @@ def setup_from(chosen: Chosen) -> Setup:
     from cosmian_vm.verifier._tpm_certificates import TpmRoots
     from cosmian_vm.verifier.policy import Policy
 
-    if not (chosen.trust_roots or chosen.tpm_roots or chosen.endorsements or chosen.policy):
-        return Setup(policy=Policy(), tpm_roots=TpmRoots(), offline=chosen.offline)
-    from cosmian_vm.cli._roots import load_setup
+    if chosen.trust_roots or chosen.tpm_roots or chosen.endorsements or chosen.policy:
+        from cosmian_vm.cli._roots import load_setup
 
-    return load_setup(chosen)
+        setup = load_setup(chosen)
+    else:
+        setup = Setup(policy=Policy(), tpm_roots=TpmRoots(), offline=chosen.offline, pccs=chosen.pccs)
+    if setup.pccs is not None:
+        from cosmian_vm.cli._vendors import services
+
+        services(setup.pccs)
+    return setup
 
 
 def examine(

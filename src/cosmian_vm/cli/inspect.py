@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 import click
 
-from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, USAGE, read_file
+from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, USAGE, moment_of, read_file
 from cosmian_vm.cli.render import as_json, checks_data, printable, tag
-from cosmian_vm.errors import InputError
 from cosmian_vm.inspection import identify
 from cosmian_vm.inspection.model import JSON, POLICY_IDS, Inspection, Roots, rfc3339
 from cosmian_vm.verifier.result import Status
@@ -75,7 +74,7 @@ def command(
     names = sorted(known.name for known in identify.known_kinds())
     if kind is not None and kind not in names:
         raise click.UsageError(f"--kind {kind} is unknown; known are {', '.join(names)}")
-    moment = _moment(at)
+    moment = moment_of(at)
     raw = read_file(file)
     material = identify.material_of((path, read_file(path)) for path in beside)
     roots, notes = _roots(trust_roots)
@@ -92,22 +91,6 @@ def command(
     if verify and authentic is None:
         return USAGE
     return TRUSTED if authentic or not verify else NOT_TRUSTED
-
-
-def _moment(at: str | None) -> datetime:
-    """The instant of --at, or the one reading of the clock."""
-    if at is None:
-        return datetime.now(UTC)
-    try:
-        moment = datetime.fromisoformat(at)
-    except ValueError as exc:
-        raise InputError(f"--at {at}: not a time in the form of RFC 3339, as 2025-10-02T00:00:00Z") from exc
-    if moment.tzinfo is None:
-        raise InputError(f"--at {at}: the offset is missing; add Z for UTC")
-    try:
-        return moment.astimezone(UTC)
-    except OverflowError as exc:
-        raise InputError(f"--at {at}: out of range") from exc
 
 
 def _roots(paths: Sequence[str]) -> tuple[Roots, tuple[str, ...]]:

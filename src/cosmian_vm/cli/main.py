@@ -22,6 +22,7 @@ _COMMANDS = {
     "verify": "Is it still exactly the machine of the snapshot, or of the image as built?",
     "app": "Give the application its configuration; restart it.",
     "policy": "What is accepted beyond the snapshot; show it.",
+    "endorsements": "Fetch what the hardware maker says about a machine, for verifying offline.",
     "inspect": "What is this evidence file, and is it authentic? Offline.",
 }
 _INTERRUPTED = 130
@@ -38,6 +39,8 @@ Examples:
     cosmian_vm --url https://vm.example.com:5355 app init --conf app.json -s cosmian_vm.snapshot
   Look at a file of evidence:
     cosmian_vm inspect quote.bin --verify --with vcek.pem
+  Fetch what AMD or Intel say about the processor, for a computer without network:
+    cosmian_vm endorsements fetch evidence.json --output web-1
 
 \b
 Exit status:

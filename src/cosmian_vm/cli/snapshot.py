@@ -32,6 +32,12 @@ Examples:
 Take it when the machine is set up and should change no more: all that has run until then, and all
 that is on its disks, will be trusted. Keep the file where nobody else can change it.
 \b
+  Where this computer has no network but the machine's: keep the evidence, fetch what AMD or Intel
+  say about it elsewhere, and try again
+    cosmian_vm --url https://10.0.0.7:5355 snapshot --offline --save-evidence evidence.json
+    cosmian_vm endorsements fetch evidence.json --output web-1
+    cosmian_vm --url https://10.0.0.7:5355 snapshot --offline --endorsements web-1
+\b
 Exit status: 0 written, 1 the machine is not trusted (nothing is written), 2 wrong usage,
 3 no evidence to be had.
 """
@@ -45,6 +51,9 @@ Exit status: 0 written, 1 the machine is not trusted (nothing is written), 2 wro
 @api_option
 @appraisal_options
 @click.option("--verbose", "-v", is_flag=True, help="Show every check.")
+@click.option(
+    "--save-evidence", metavar="FILE", help="Keep what the machine showed; inspect and endorsements fetch read it."
+)
 @click.pass_context
 def command(
     context: click.Context,
@@ -54,6 +63,7 @@ def command(
     api: str,
     chosen: Chosen,
     verbose: bool,
+    save_evidence: str | None,
 ) -> int:
     """Record what a machine is, into a file that verify compares with.
 
@@ -64,12 +74,18 @@ def command(
     from cosmian_vm.reference.snapshot import serialise
 
     check_writable(output)
+    if save_evidence is not None:
+        check_writable(save_evidence)
     setup = setup_from(chosen)
     policy = replace(setup.policy, without_tpm=without_tpm, api=int(api))
     with target_of(context).client() as client:
         examined = examine(client, setup, policy)
         for line in lines(examined.outcome, verbose=verbose):
             click.echo(line)
+        if save_evidence is not None:
+            from cosmian_vm.cli._saved import evidence_file
+
+            write_atomically(save_evidence, evidence_file(examined.evidence, examined.nonce))
         if not examined.outcome.verdict.trusted:
             click.echo("cosmian_vm: no snapshot was taken of a machine that is not trusted", err=True)
             return NOT_TRUSTED

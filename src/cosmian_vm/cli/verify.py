@@ -30,6 +30,10 @@ Examples:
     cosmian_vm --url https://vm.example.com:5355 verify -s cosmian_vm.snapshot \\
         --allow-reboot --report verdict.html
 \b
+  On a computer without network, with what endorsements fetch has written elsewhere:
+    cosmian_vm --url https://10.0.0.7:5355 verify -s cosmian_vm.snapshot \\
+        --offline --endorsements web-1
+\b
   A machine of which there is no snapshot yet, against the reference values of its image:
     cosmian_vm --url https://vm.example.com:5355 verify --reference cosmian_vm.reference.json
 \b
@@ -68,7 +72,9 @@ Exit status: 0 trusted, 1 not trusted, 2 wrong usage or unreadable file, 3 no ev
 @click.option("--verbose", "-v", is_flag=True, help="Show every check.")
 @click.option("--json", "as_json_data", is_flag=True, help="Print the verdict as JSON.")
 @click.option("--report", metavar="FILE", help="Write the verdict as one self-contained HTML page.")
-@click.option("--save-evidence", metavar="FILE", help="Keep what the machine showed; inspect reads it.")
+@click.option(
+    "--save-evidence", metavar="FILE", help="Keep what the machine showed; inspect and endorsements fetch read it."
+)
 @click.pass_context
 def command(
     context: click.Context,

@@ -195,12 +195,11 @@ class IntelVendor:
         """
         tcb_info = tcb_info or self.tcb_info(tee)
         qe_identity = qe_identity or self.qe_identity(tee)
-        end = self.issued + _LIFETIME
         chain = _pem((self.pki.signer, self.pki.root))
         whole = {
             "pck_crl_issuer_chain": _pem((self.pki.authority, self.pki.root)),
-            "root_ca_crl": self.pki.crl(self.pki.root, revoked, self.issued, end).hex(),
-            "pck_crl": self.pki.crl(self.pki.authority, revoked, self.issued, end).hex(),
+            "root_ca_crl": self.crl(self.pki.root, revoked).hex(),
+            "pck_crl": self.crl(self.pki.authority, revoked).hex(),
             "tcb_info_issuer_chain": chain,
             "tcb_info": tcb_info.text,
             "tcb_info_signature": tcb_info.signature.hex(),
@@ -209,6 +208,10 @@ class IntelVendor:
             "qe_identity_signature": qe_identity.signature.hex(),
         }
         return json.dumps({**whole, **members}).encode()
+
+    def crl(self, issuer: x509.Certificate, revoked: Sequence[x509.Certificate] = ()) -> bytes:
+        """The CRL (DER) of the root or of the Platform CA, with those of ``revoked`` that it issued."""
+        return self.pki.crl(issuer, revoked, self.issued, self.issued + _LIFETIME)
 
     def tcb_info(
         self, tee: str = "TDX", *, status: str = "UpToDate", advisories: Iterable[str] = (), **members: object

@@ -124,6 +124,15 @@ class SimulatedVm:
             ),
         )
 
+    @property
+    def _bare_mark(self) -> Path:
+        return self.folder / "sends-no-endorsements"
+
+    def send_no_endorsements(self) -> None:
+        """From the next start of its agent on it sends its report alone, as on a host that has no certificates."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._bare_mark.touch()
+
     def platform(self) -> Platform:
         """The machine as its agent sees it."""
         if self.tee is TeeKind.SGX:
@@ -139,7 +148,10 @@ class SimulatedVm:
     def _device(self) -> TeeDevice:
         if self.tee is TeeKind.TDX:
             return SimulatedTd(vendor=load_vendor(self.folder / "vendor"))
-        return SimulatedTee.launch(AmdVendor.load(self.folder / "vendor"), instance=self._instance())
+        tee = SimulatedTee.launch(AmdVendor.load(self.folder / "vendor"), instance=self._instance())
+        if self._bare_mark.exists():
+            tee.endorsements = ()
+        return tee
 
     # Power
 

@@ -39,7 +39,7 @@ from cosmian_vm.inspection.snp import KINDS as SNP_KINDS
 from cosmian_vm.verifier.amd_chain import validity_problem
 from cosmian_vm.verifier.result import Check, fail, ok, skip
 
-__all__ = ["KINDS"]
+__all__ = ["KINDS", "quotes_in"]
 
 _WHAT = "RA-TLS certificate"
 _OIDS = {
@@ -96,6 +96,11 @@ def _embedded(certificate: x509.Certificate) -> list[_Embedded]:
         if oid in _OIDS and isinstance(value, x509.UnrecognizedExtension):
             found.append(_recognised(oid, value.value))
     return found
+
+
+def quotes_in(raw: bytes) -> tuple[bytes, ...]:
+    """The TEE reports and quotes in a certificate (DER, PEM). Raises EvidenceFormatError where it cannot be read."""
+    return tuple(item.raw for item in _embedded(_certificate(raw)) if item.kind is not None)
 
 
 def _recognised(oid: str, value: bytes) -> _Embedded:
