@@ -53,14 +53,22 @@ class SimulatedVm:
     """The VM in ``folder``; see the head of this module. As a context manager it is stopped at the end.
 
     ``keys``: of the simulated AMD, where it is new (making RSA-4096 keys takes seconds). ``tee``: what a new one is;
-    an enclave has neither TPM nor IMA.
+    an enclave has neither TPM nor IMA. ``certified_tpm``: a new one's TPM has EK certificates of a maker's.
     """
 
-    def __init__(self, folder: Path, *, keys: VendorKeys | None = None, tee: TeeKind = TeeKind.SNP) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keys: VendorKeys | None = None,
+        tee: TeeKind = TeeKind.SNP,
+        certified_tpm: bool = False,
+    ) -> None:
         self.folder = folder.resolve()
         self._keys = keys
         self._new_tee = tee
-        self.tpm = Swtpm(self.folder / "tpm")
+        certified_tpm = certified_tpm or (self.folder / "tpm" / "ca").exists()
+        self.tpm = Swtpm(self.folder / "tpm", ek_certificates=certified_tpm)
         self._agent = Daemon(self.folder / "agent.pid")
         self._agent_log = self.folder / "agent.log"
 
