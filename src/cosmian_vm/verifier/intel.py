@@ -21,14 +21,14 @@ from hashlib import sha256
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from cosmian_vm.endorsements.intel import PckExtension, is_pinned_root, p256_key, parse_chain, pck_extension
 from cosmian_vm.endorsements.intel_collateral import IntelCollateral
 from cosmian_vm.errors import EvidenceFormatError
-from cosmian_vm.evidence.intel_quote import CERT_DATA_PCK_CHAIN, INTEL_QE_VENDOR_ID, Quote, serialise_quote
+from cosmian_vm.evidence.intel_quote import CERT_DATA_PCK_CHAIN, INTEL_QE_VENDOR_ID, Quote
 from cosmian_vm.evidence.sgx import EnclaveReport
 from cosmian_vm.evidence.tdx import TdReportBody, td_attribute_names
+from cosmian_vm.verifier._dcap import opinion
 from cosmian_vm.verifier._intel_chain import (
     CA_NAMES,
     PCK_NAME,
@@ -285,31 +285,12 @@ def _second_opinion(
     ours: TcbOutcome, quote: Quote, path: Path, collateral: IntelCollateral, now: datetime
 ) -> TcbOutcome:
     """Our outcome, unless dcap-qvl comes to another or refuses the quote for a reason that we do not see."""
-    from dcap_qvl import QuoteCollateralV3, verify_with_root_ca  # a native library, loaded where it is needed
-
-    raw = collateral.raw
-    try:
-        theirs = verify_with_root_ca(
-            serialise_quote(quote),
-            QuoteCollateralV3(
-                raw["pck_crl_issuer_chain"],
-                bytes.fromhex(raw["root_ca_crl"]),
-                bytes.fromhex(raw["pck_crl"]),
-                raw["tcb_info_issuer_chain"],
-                raw["tcb_info"],
-                collateral.tcb_info_signature,
-                raw["qe_identity_issuer_chain"],
-                raw["qe_identity"],
-                collateral.qe_identity_signature,
-            ),
-            path.root.public_bytes(Encoding.DER),
-            max(int(now.timestamp()), 0),
-        )
-    except Exception as exc:
-        return _refused(ours, " ".join(str(exc).removeprefix("Verification failed:").split())[:300])
+    theirs = opinion(quote, path.root, collateral, now)
+    if theirs.status is None:
+        return _refused(ours, theirs.problem)
     if ours.status is None:
         return ours
-    if theirs.status != ours.status or set(theirs.advisory_ids) != set(ours.advisories):
+    if theirs.status != ours.status or set(theirs.advisories) != set(ours.advisories):
         problem = f"dcap-qvl says {theirs.status}, our own procedure {ours.status}: neither is trusted"
         return TcbOutcome(None, problem, ours.advisories)
     return ours
