@@ -1,8 +1,8 @@
 """What dcap-qvl makes of a quote and its collateral: the second opinion on the TCB level. Pure.
 
-Its verdict depends on the platform, the quoting enclave, attributes and versions of the TD or enclave, and the collateral.
-It does not depend on what the TD or enclave put into the quote itself, whose signature intel.py checks each time. So it is
-remembered for a minute of the verifier's time, for quotes that differ in nothing else.
+Its verdict depends on the platform, the quoting enclave, attributes and versions of the TD or enclave, and the
+collateral. It does not depend on what the TD or enclave put into the quote itself, whose signature intel.py checks each
+time. So it is remembered for a minute of the verifier's time, for quotes that differ in nothing else.
 """
 
 from __future__ import annotations
