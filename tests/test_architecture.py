@@ -17,7 +17,7 @@ _NETWORK = {"socket", "ssl", "http", "urllib"}
 _PURE_NEVER = _NETWORK | {"subprocess", "time", "random", "secrets", "os", "pathlib", "tempfile"}
 _BASE = {"errors", "_reader"}
 _VERIFIER = {"evidence", "endorsements", "certificates", "reference.snapshot", "reference.whitelist", "verifier"}
-_VERIFIER |= {"reference.build_reference"}
+_VERIFIER |= {"reference.build_reference", "ra_tls"}
 LAW: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), _PURE_NEVER | {"cryptography", "msgspec"}),
     "_reader": ({"errors"}, _PURE_NEVER | {"cryptography", "msgspec"}),
@@ -26,6 +26,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "endorsements": (_BASE | {"evidence", "endorsements"}, {"socket", "ssl", "http", "urllib", "subprocess", "time"}),
     "endorsements.store": (_BASE | {"evidence", "endorsements"}, {"subprocess", "time"}),
     "certificates": (_BASE | {"evidence"}, {"socket", "ssl", "http", "urllib", "subprocess", "time", "os"}),
+    "ra_tls": (_BASE | {"evidence"}, _PURE_NEVER),
     "reference._policies": (_BASE | {"evidence"}, _NETWORK | {"subprocess", "cryptography"}),
     "reference._files": (_BASE | {"reference._policies"}, _PURE_NEVER | {"cryptography"}),
     "reference.build_reference": (_BASE | {"reference._files", "reference._policies"}, _PURE_NEVER | {"cryptography"}),

@@ -28,6 +28,7 @@ __all__ = [
     "intel_roots",
     "report_data_check",
     "verify_with",
+    "vouchers_for",
 ]
 
 TDX_QUOTE, SGX_QUOTE, TDREPORT, COLLATERAL = "tdx-quote", "sgx-quote", "tdreport", "intel-collateral"
@@ -94,6 +95,17 @@ def _verify_quote(raw: bytes, material: Material, at: datetime, roots: Roots) ->
 
 def verify_with(quote: Quote, material: Material, at: datetime, roots: Roots) -> list[Check]:
     """Whether a quote (TDX or SGX) is authentic, with the collateral and CRLs of the material."""
+    collateral, crls, unusable = vouchers_for(quote, material, roots)
+    checks = verify_quote(quote, collateral, intel_roots(roots), at, crls=crls)
+    if unusable:
+        checks = [replace(c, details=(*c.details, *unusable)) if c.id == "tee.revocation" else c for c in checks]
+    return checks
+
+
+def vouchers_for(
+    quote: Quote, material: Material, roots: Roots
+) -> tuple[IntelCollateral | None, list[x509.CertificateRevocationList], list[str]]:
+    """What of the material speaks of this quote's platform: collateral, CRLs; and what cannot be used, and why."""
     crls: list[x509.CertificateRevocationList] = []
     unusable: list[str] = []
     for item in material.of(CRL):
@@ -103,14 +115,10 @@ def verify_with(quote: Quote, material: Material, at: datetime, roots: Roots) ->
             unusable.append(str(exc))
     own = intel_roots(roots)
     collateral, problems = _fitting(quote, material, own)
-    unusable += problems
     intel_names = {root.subject for root in own}
     # CRLs of others (AMD's) in the same folder say nothing about this chain, not even that they are missing.
     fitting = [c for c in crls if c.issuer in intel_names or "Intel SGX" in c.issuer.rfc4514_string()]
-    checks = verify_quote(quote, collateral, own, at, crls=fitting)
-    if unusable:
-        checks = [replace(c, details=(*c.details, *unusable)) if c.id == "tee.revocation" else c for c in checks]
-    return checks
+    return collateral, fitting, unusable + problems
 
 
 def _fitting(
