@@ -55,6 +55,13 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "luks._json": (_BASE, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "luks.record": (_BASE, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "fstool": ({"errors", "luks", "agent.config"}, _NETWORK | {"subprocess", "cryptography", "tpm2_pytss"}),
+    "certtool": (
+        _BASE
+        | _VERIFIER
+        | {"certtool", "attester", "inspection"}
+        | {"cli._common", "cli._judge", "cli._roots", "cli.render"},
+        {"tpm2_pytss", "subprocess"},
+    ),
     "cli": (
         _BASE | _VERIFIER | {"cli", "client", "inspection", "wire"},
         {"tpm2_pytss", "subprocess"},

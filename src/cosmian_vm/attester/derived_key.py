@@ -84,7 +84,9 @@ def gramine_key(folder: Path = Path("/") / GRAMINE_KEYS, name: str = "_sgx_mrenc
     except OSError as exc:
         raise AttesterError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
     if len(raw) != _GRAMINE_KEY_SIZE or not any(raw):
-        raise AttesterError(f"{path}: holds no sealing key; expected are {_GRAMINE_KEY_SIZE} bytes (is this an enclave?)")
+        raise AttesterError(
+            f"{path}: holds no sealing key; expected are {_GRAMINE_KEY_SIZE} bytes (is this an enclave?)"
+        )
     return TeeKey(raw, "sgx")
 
 

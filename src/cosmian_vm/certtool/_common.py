@@ -9,11 +9,18 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import click
 
-from cosmian_vm.errors import AttesterError, CosmianVmError, InputError, IssuanceError, NotAvailableError, TransportError
+from cosmian_vm.errors import (
+    AttesterError,
+    CosmianVmError,
+    InputError,
+    IssuanceError,
+    NotAvailableError,
+    TransportError,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,30 +96,26 @@ def machine_of(context: click.Context) -> Machine:
 
 
 class LazyGroup(click.Group):
-    """Commands whose modules are imported when they are called; their one-line help is known without.
+    """Commands whose modules are imported when they are called; their one-line help is known without."""
 
-    ``lazy``: command name to module (with a ``command``) and help.
-    """
-
-    def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._lazy = lazy
+    lazy: ClassVar[Mapping[str, tuple[str, str]]] = {}
+    """Command name to module (which has a ``command``) and help."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """In the order of ``lazy``."""
-        return list(self._lazy)
+        """In their order."""
+        return list(self.lazy)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - likewise
         """Import it."""
-        if cmd_name not in self._lazy:
+        if cmd_name not in self.lazy:
             return None
-        command: click.Command = import_module(self._lazy[cmd_name][0]).command
+        command: click.Command = import_module(self.lazy[cmd_name][0]).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - likewise
         """Without importing any."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in self._lazy.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in self.lazy.items()])
 
 
 def exit_status(error: CosmianVmError) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives import hashes
@@ -23,9 +24,10 @@ _P256_SEED = 48
 
 
 def _hkdf(key: TeeKey, salt: bytes | None, label: bytes, size: int) -> bytes:
-    return HKDF(algorithm=hashes.SHA256(), length=size, salt=salt, info=label + b"/" + key.platform.encode()).derive(
-        key.raw
-    )
+    # HMAC fills its key up with zeros: hashed, a salt of zeros is another one than none, and 01 than 0100.
+    salted = None if salt is None else sha256(salt).digest()
+    info = label + b"/" + key.platform.encode()
+    return HKDF(algorithm=hashes.SHA256(), length=size, salt=salted, info=info).derive(key.raw)
 
 
 def p256_key(key: TeeKey, salt: bytes | None) -> ec.EllipticCurvePrivateKey:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import ClassVar
 
 import click
 
@@ -15,11 +16,15 @@ from cosmian_vm.errors import CosmianVmError
 
 __all__ = ["main", "run"]
 
-_COMMANDS = {
-    "acme": ("cosmian_vm.certtool.acme", "A certificate that browsers trust: Let's Encrypt, or any ACME CA."),
-    "ratls": ("cosmian_vm.certtool.ratls", "A certificate that carries its own proof: generate, fetch, verify."),
-    "key": ("cosmian_vm.certtool.key", "An X25519 key pair that only this machine's TEE derives."),
-}
+
+class _Commands(LazyGroup):
+    lazy: ClassVar = {
+        "acme": ("cosmian_vm.certtool.acme", "A certificate that browsers trust: Let's Encrypt, or any ACME CA."),
+        "ratls": ("cosmian_vm.certtool.ratls", "A certificate that carries its own proof: generate, fetch, verify."),
+        "key": ("cosmian_vm.certtool.key", "An X25519 key pair that only this machine's TEE derives."),
+    }
+
+
 _INTERRUPTED = 130
 
 _EPILOG = """\b
@@ -44,9 +49,7 @@ Exit status:
 """
 
 
-@click.command(
-    cls=LazyGroup, lazy=_COMMANDS, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.command(cls=_Commands, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "--version", "-V", message="%(prog)s %(version)s")
 def cosmian_certtool() -> None:
     """Certificates and keys for confidential machines: by ACME, by the hardware's own proof, out of the TEE."""
@@ -58,9 +61,7 @@ def run(arguments: Sequence[str] | None = None, machine: Machine | None = None) 
     ``machine``: whose TEE is used; None: that of this machine.
     """
     try:
-        status = cosmian_certtool.main(
-            args=arguments, prog_name="cosmian_certtool", standalone_mode=False, obj=machine
-        )
+        status = cosmian_certtool.main(args=arguments, prog_name="cosmian_certtool", standalone_mode=False, obj=machine)
         sys.stdout.flush()
     except click.ClickException as exc:
         exc.show()

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import click
 
 from cosmian_vm.certtool._common import LazyGroup
 
 __all__ = ["command"]
 
-_COMMANDS = {
-    "generate": ("cosmian_vm.certtool.ratls_generate", "Make one, in the confidential machine."),
-    "fetch": ("cosmian_vm.certtool.ratls_fetch", "Save the one that a server shows."),
-    "verify": ("cosmian_vm.certtool.ratls_verify", "Is its key that of a genuine confidential machine, and of which?"),
-}
+
+class _Commands(LazyGroup):
+    lazy: ClassVar = {
+        "generate": ("cosmian_vm.certtool.ratls_generate", "Make one, in the confidential machine."),
+        "fetch": ("cosmian_vm.certtool.ratls_fetch", "Save the one that a server shows."),
+        "verify": (
+            "cosmian_vm.certtool.ratls_verify",
+            "Is its key that of a genuine confidential machine, and of which?",
+        ),
+    }
+
 
 _EPILOG = """\b
 Examples:
@@ -22,7 +30,7 @@ Examples:
 """
 
 
-@click.command(name="ratls", cls=LazyGroup, lazy=_COMMANDS, epilog=_EPILOG)
+@click.command(name="ratls", cls=_Commands, epilog=_EPILOG)
 def command() -> None:
     """RA-TLS certificates (remotely attested TLS): the TEE's signed evidence is in the certificate and names its key.
 
