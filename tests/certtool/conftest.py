@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click.testing
 import pytest
@@ -92,3 +94,34 @@ def amd_crl(vendor: AmdVendor, tmp_path: Path) -> Path:
     path = tmp_path / "amd.crl"
     path.write_bytes(vendor.crl())
     return path
+
+
+def _pebble_module() -> Any:
+    spec = importlib.util.spec_from_file_location("certtool_pebble", Path(__file__).with_name("pebble.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def pebble(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An ACME CA on loopback; None of it leaves this machine, whatever proxies the environment names."""
+    module = _pebble_module()
+    if module.missing():
+        pytest.skip(f"not installed: {', '.join(module.missing())}")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+            patch.delenv(name, raising=False)
+        ca = module.Pebble(tmp_path_factory.mktemp("pebble"))
+        yield ca
+        ca.stop()
+
+
+@pytest.fixture
+def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Functions of ``pebble.py`` for servers of one's own."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    return _pebble_module()

@@ -13,6 +13,7 @@ Examples:
   cosmian_certtool key --output /run/app
   Another key for another purpose, of the same machine:
     cosmian_certtool key --salt 0badc0de --output /run/backup
+
 \b
 What such a key is worth. On SGX it is derived for this very enclave on this very
 processor. On SEV-SNP it is derived for the chip, its firmware level, and the launch

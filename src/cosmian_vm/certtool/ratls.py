@@ -24,7 +24,7 @@ class _Commands(LazyGroup):
 
 _EPILOG = """\b
 Examples:
-  cosmian_certtool ratls generate --subject CN=vm.example.com --san vm.example.com --output /run/tls
+  cosmian_certtool ratls generate --subject CN=vm.example.com --san vm.example.com
   cosmian_certtool ratls fetch --hostname vm.example.com
   cosmian_certtool ratls verify --cert cert.ratls.pem --measurement 5feee3...
 """

@@ -25,8 +25,9 @@ KEY_FILE = "key.ratls.pem"
 _EPILOG = """\b
 Examples:
   cosmian_certtool ratls generate --subject "CN=vm.example.com,O=Example" --san vm.example.com
-  With 32 bytes of your own in the evidence, a nonce say, and a key that comes out again at each start:
-    cosmian_certtool ratls generate --extra-data nonce.bin --tee-secret-key 0badc0de --output /run/tls
+  With bytes of your own in the evidence, and a key that comes out again at each start:
+    cosmian_certtool ratls generate --extra-data nonce.bin --tee-secret-key 0badc0de
+
 \b
 The key. --random-secret-key (the default) makes a fresh one. --tee-secret-key HEX derives
 it from the TEE's own key and a salt, --tee-secret-key-no-salt without a salt: the same

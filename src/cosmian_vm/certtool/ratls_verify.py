@@ -39,15 +39,18 @@ Examples:
   SEV-SNP, with the launch measurement that the machine must have:
     cosmian_certtool ratls verify --cert cert.ratls.pem --measurement 5feee3...
   SGX: this very enclave, signed by this key:
-    cosmian_certtool ratls verify --cert cert.ratls.pem --mrenclave 72009e... --public-signer-key key.pub.pem
+    cosmian_certtool ratls verify --cert cert.ratls.pem --mrenclave 72009e... \\
+        --public-signer-key signer.pub.pem
   Without network, with Intel's collateral from a file, as of a given day:
     cosmian_certtool ratls verify --cert cert.ratls.pem --mrtd 5f53c3... --offline \\
         --with collateral.json --at 2025-10-02T00:00:00Z
+
 \b
 What is asked: is the certificate valid now, did the hardware sign evidence over its key,
 does the evidence lead to the hardware maker's pinned root, is nothing revoked, is the
 firmware current, is debugging off, and is it what you pinned. What you did not pin is a
 warning: any genuine machine, somebody else's too, passes that question.
+
 \b
 Exit status: 0 trusted, 1 not trusted, 2 wrong usage or unreadable file.
 """
