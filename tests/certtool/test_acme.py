@@ -332,9 +332,17 @@ def test_nginx_serves_it_and_curl_accepts_it(
 # Attacks: an ACME server that is not what it should be
 
 
+class HostileServer(http.server.ThreadingHTTPServer):
+    """``lie``: where it goes wrong. ``asked``: what the program served."""
+
+    lie: dict[str, Any]
+    asked: list[list[int]]
+
+
 class HostileAcme(http.server.BaseHTTPRequestHandler):
     """Speaks as much ACME as it takes; ``server.lie`` says where it goes wrong."""
 
+    server: HostileServer
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
@@ -356,20 +364,20 @@ class HostileAcme(http.server.BaseHTTPRequestHandler):
         self._say({})
 
     def do_GET(self) -> None:
-        lie: dict[str, Any] = self.server.lie  # type: ignore[attr-defined]  # set by the fixture
+        lie = self.server.lie
         if "directory" in lie:
             self._say(lie["directory"])
             return
         if "redirect" in lie:
             self._say({}, 302, Location=lie["redirect"])
             return
-        here = f"https://127.0.0.1:{self.server.server_address[1]}"
+        here = f"https://127.0.0.1:{self.server.server_port}"
         self._say({"newNonce": f"{here}/nonce", "newAccount": f"{here}/account", "newOrder": f"{here}/order"})
 
     def do_POST(self) -> None:
-        lie: dict[str, Any] = self.server.lie  # type: ignore[attr-defined]  # set by the fixture
+        lie = self.server.lie
         self.rfile.read(int(self.headers["Content-Length"]))
-        here = f"https://127.0.0.1:{self.server.server_address[1]}"
+        here = f"https://127.0.0.1:{self.server.server_port}"
         name = lie.get("name", "vm.example.test")
         identifier = {"type": "dns", "value": name}
         if self.path == "/account":
@@ -381,11 +389,11 @@ class HostileAcme(http.server.BaseHTTPRequestHandler):
             challenge = {"type": lie.get("type", "http-01"), "url": f"{here}/challenge", "status": "pending"}
             challenge["token"] = lie.get("token", "A" * 43)
             status = "pending"
-            if self.server.asked:  # type: ignore[attr-defined]
+            if self.server.asked:
                 status, challenge["error"] = "invalid", {"type": "urn:ietf:params:acme:error:unauthorized"}
             self._say({"identifier": identifier, "status": status, "challenges": [challenge]})
         elif self.path == "/challenge":
-            self.server.asked.append(self._fetch(lie))  # type: ignore[attr-defined]
+            self.server.asked.append(self._fetch(lie))
             self._say({"type": "http-01", "url": f"{here}/challenge", "status": "processing", "token": "A" * 43},
                 Link=f'<{here}/authz>;rel="up"')  # fmt: skip
         else:
@@ -406,7 +414,7 @@ def hostile(run: Run, loopback: Any, tmp_path: Path) -> Iterator[Callable[..., A
     """Order from a server that tells the lie given; it has ``asked`` what the program serves."""
     (tmp_path / "tls").mkdir()
     ca, certificate, key = loopback.authority(tmp_path / "tls")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HostileAcme)
+    server = HostileServer(("127.0.0.1", 0), HostileAcme)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -419,11 +427,11 @@ def hostile(run: Run, loopback: Any, tmp_path: Path) -> Iterator[Callable[..., A
 
     def order(**lie: Any) -> Any:
         port = loopback.free_port()
-        server.lie = {"paths": [], "port": port, **lie}  # type: ignore[attr-defined]
-        server.asked = []  # type: ignore[attr-defined]
+        server.lie = {"paths": [], "port": port, **lie}
+        server.asked = []
         ran = run(
             "acme", "--domain", "vm.example.test", "--email", "me@example.test", "--workspace", "work", "--output",
-            "out", "--directory", f"https://127.0.0.1:{server.server_address[1]}/dir", "--ca-bundle", ca,
+            "out", "--directory", f"https://127.0.0.1:{server.server_port}/dir", "--ca-bundle", ca,
             "--http-port", port, "--http-address", "127.0.0.1",
         )  # fmt: skip
         assert (tmp_path / "out" / "cert.pem").read_bytes() == b"old certificate"
@@ -431,7 +439,7 @@ def hostile(run: Run, loopback: Any, tmp_path: Path) -> Iterator[Callable[..., A
         assert (ran.out, ran.err.count("\n")) == ("", 1), ran.err
         assert "internal error" not in ran.err
         assert ran.err.rstrip("\n").isprintable()
-        return ran, server.asked  # type: ignore[attr-defined]
+        return ran, server.asked
 
     yield order
     server.shutdown()
