@@ -220,10 +220,10 @@ def _roots(paths: Sequence[str]) -> tuple[Roots, tuple[str, ...]]:
 
 
 def _store(*, offline: bool) -> EndorsementStore:
-    from cosmian_vm.cli._judge import cache_folder
+    from cosmian_vm.cli._judge import _cache_folder
     from cosmian_vm.endorsements.store import EndorsementStore, fetch
 
-    return EndorsementStore(cache=cache_folder(), fetcher=None if offline else fetch)
+    return EndorsementStore(cache=_cache_folder(), fetcher=None if offline else fetch)
 
 
 def _vouchers(
@@ -233,7 +233,7 @@ def _vouchers(
     from cosmian_vm.evidence.bundle import TeeKind
     from cosmian_vm.evidence.intel_quote import parse_quote
     from cosmian_vm.inspection.certificate import all_roots
-    from cosmian_vm.inspection.intel import intel_roots, vouchers_for
+    from cosmian_vm.inspection.intel import fitting_collateral, intel_roots
     from cosmian_vm.inspection.model import CERTIFICATE, CRL
     from cosmian_vm.verifier.ra_tls import Vouchers
 
@@ -242,7 +242,8 @@ def _vouchers(
     unusable: list[str] = []
     if item.kind in (TeeKind.SGX, TeeKind.TDX):
         try:
-            collateral, crls, unusable = vouchers_for(parse_quote(item.raw), material, roots)
+            collateral, unusable = fitting_collateral(parse_quote(item.raw), material, intel_roots(roots))
+            crls = _intel_crls(material, unusable)
         except EvidenceFormatError as exc:
             unusable = [str(exc)]
     blobs = [entry.raw for entry in material.items if entry.kind in (CERTIFICATE, CRL)]
@@ -255,6 +256,23 @@ def _vouchers(
         amd_roots=all_roots(roots),
         intel_roots=intel_roots(roots),
     )
+
+
+def _intel_crls(material: Material, unusable: list[str]) -> list[x509.CertificateRevocationList]:
+    """Intel's among the CRLs given; ``unusable`` grows by those that cannot be read."""
+    from cosmian_vm.endorsements.intel import crl_of
+    from cosmian_vm.inspection.model import CRL
+
+    found = []
+    for item in material.of(CRL):
+        try:
+            crl = crl_of(item.raw, item.name)
+        except EvidenceFormatError as exc:
+            unusable.append(str(exc))
+            continue
+        if "Intel SGX" in crl.issuer.rfc4514_string():  # AMD's in the same folder say nothing of this chain
+            found.append(crl)
+    return found
 
 
 def _lines(

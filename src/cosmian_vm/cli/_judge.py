@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cosmian_vm.reference.whitelist import Whitelist
     from cosmian_vm.verifier.policy import Policy
 
-__all__ = ["cache_folder", "judge"]
+__all__ = ["judge"]
 
 
 def judge(
@@ -42,7 +42,7 @@ def judge(
 ) -> Outcome:
     """Look up what endorses the evidence and appraise it, with one reading of the clock."""
     now = datetime.now(UTC)
-    store = EndorsementStore(cache=cache_folder(), fetcher=None if setup.offline else fetch)
+    store = EndorsementStore(cache=_cache_folder(), fetcher=None if setup.offline else fetch)
     gathered = store.gather(evidence.tee, [*setup.endorsements, *evidence.endorsements], now=now)
     appraisal = appraise(
         evidence,
@@ -85,7 +85,7 @@ def _built(build: BuildReference, name: str) -> BuiltImage:
     )
 
 
-def cache_folder() -> Path | None:
+def _cache_folder() -> Path | None:
     """Where vendors' certificates and revocation lists are kept between runs: public, and verified each time."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA")

@@ -25,10 +25,10 @@ __all__ = [
     "KINDS",
     "SGX_QUOTE",
     "TDX_QUOTE",
+    "fitting_collateral",
     "intel_roots",
     "report_data_check",
     "verify_with",
-    "vouchers_for",
 ]
 
 TDX_QUOTE, SGX_QUOTE, TDREPORT, COLLATERAL = "tdx-quote", "sgx-quote", "tdreport", "intel-collateral"
@@ -95,17 +95,6 @@ def _verify_quote(raw: bytes, material: Material, at: datetime, roots: Roots) ->
 
 def verify_with(quote: Quote, material: Material, at: datetime, roots: Roots) -> list[Check]:
     """Whether a quote (TDX or SGX) is authentic, with the collateral and CRLs of the material."""
-    collateral, crls, unusable = vouchers_for(quote, material, roots)
-    checks = verify_quote(quote, collateral, intel_roots(roots), at, crls=crls)
-    if unusable:
-        checks = [replace(c, details=(*c.details, *unusable)) if c.id == "tee.revocation" else c for c in checks]
-    return checks
-
-
-def vouchers_for(
-    quote: Quote, material: Material, roots: Roots
-) -> tuple[IntelCollateral | None, list[x509.CertificateRevocationList], list[str]]:
-    """What of the material speaks of this quote's platform: collateral, CRLs; and what cannot be used, and why."""
     crls: list[x509.CertificateRevocationList] = []
     unusable: list[str] = []
     for item in material.of(CRL):
@@ -114,14 +103,18 @@ def vouchers_for(
         except EvidenceFormatError as exc:
             unusable.append(str(exc))
     own = intel_roots(roots)
-    collateral, problems = _fitting(quote, material, own)
+    collateral, problems = fitting_collateral(quote, material, own)
+    unusable += problems
     intel_names = {root.subject for root in own}
     # CRLs of others (AMD's) in the same folder say nothing about this chain, not even that they are missing.
     fitting = [c for c in crls if c.issuer in intel_names or "Intel SGX" in c.issuer.rfc4514_string()]
-    return collateral, fitting, unusable + problems
+    checks = verify_quote(quote, collateral, own, at, crls=fitting)
+    if unusable:
+        checks = [replace(c, details=(*c.details, *unusable)) if c.id == "tee.revocation" else c for c in checks]
+    return checks
 
 
-def _fitting(
+def fitting_collateral(
     quote: Quote, material: Material, own: tuple[x509.Certificate, ...]
 ) -> tuple[IntelCollateral | None, list[str]]:
     """The collateral that is for this platform, else the first that can be read; and why others cannot.
