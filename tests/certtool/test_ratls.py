@@ -427,6 +427,19 @@ def test_a_debug_machine(run: Run, vendor: AmdVendor, tmp_path: Path, amd_root: 
     assert (status, failed(checks)) == (1, {"tee.debug"})
 
 
+@pytest.mark.parametrize(
+    ("vmpl", "status"), [(0, "ok"), (1, "warning"), (3, "warning"), (4, "fail"), (0xFFFFFFFF, "fail")]
+)
+def test_privilege_level(
+    run: Run, vendor: AmdVendor, tmp_path: Path, amd_root: Path, amd_crl: Path, vmpl: int, status: str
+) -> None:
+    """1.3.x asks at VMPL 1; the host's own reports are nobody's."""
+    path = write(tmp_path, signed([(OID[TeeKind.SNP], snp(vendor, vmpl=vmpl))]))
+    done, checks = judge(run, path, "--trust-root", amd_root, "--with", amd_crl)
+    assert checks["tee.debug"]["status"] == status
+    assert done == (1 if status == "fail" else 0)
+
+
 def test_damaged_evidence(run: Run, vendor: AmdVendor, tmp_path: Path, amd_root: Path, amd_crl: Path) -> None:
     good = snp(vendor)
     for position in range(0, 0x2A0, 97):

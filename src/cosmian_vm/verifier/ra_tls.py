@@ -39,6 +39,7 @@ from cosmian_vm.verifier.snp import appraise_snp
 __all__ = ["NOT_ALWAYS_TO_BE_HAD", "Pins", "Vouchers", "appraise_certificate"]
 
 _GENUINE = ("tee.signature", "tee.chain", "tee.revocation", "tee.tcb", "tee.debug")
+_LEAST_PRIVILEGED = 3  # VMPLs are 0 to 3; a report that the host asked for has 0xFFFFFFFF
 _OPTIONAL = frozenset({"certificate.signature"})
 NOT_ALWAYS_TO_BE_HAD = ("tee.revocation", "tee.tcb")
 """Checks that take what the hardware's maker publishes anew all the time; a user may do without, by name."""
@@ -153,16 +154,25 @@ def _platform(item: Embedded) -> Check:
 
 
 def _snp(snp: SnpEvidence, vouchers: Vouchers, now: datetime) -> list[Check]:
+    vmpl = snp.report.vmpl if snp.report.vmpl <= _LEAST_PRIVILEGED else 0
     checks = appraise_snp(
         snp,
         vouchers.amd,
         report_data=None,  # compared by the caller, who knows the key
         reference=None,
-        policy=Policy(),
+        policy=Policy(vmpl=vmpl),
         roots=vouchers.amd_roots,
         now=now,
     )
-    return [check for check in checks if check.id in _GENUINE]
+    return [_with_vmpl(check, vmpl) for check in checks if check.id in _GENUINE]
+
+
+def _with_vmpl(check: Check, vmpl: int) -> Check:
+    """1.3.x asks for its reports at VMPL 1, and under an SVSM a guest must: no failure, but not passed over either."""
+    if check.id != "tee.debug" or check.status is not Status.OK or vmpl == 0:
+        return check
+    line = f"{check.line}: not only the most privileged software of the machine (VMPL 0) can ask for such a report"
+    return replace(check, status=Status.WARNING, line=line)
 
 
 def _intel(quote: Quote, vouchers: Vouchers, now: datetime) -> tuple[list[Check], bytes, dict[str, bytes]]:
