@@ -287,7 +287,7 @@ def enclave(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], Path
     with (tmp_path / "agent.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-IBS", "-c", _AGENT, str(ROOT / "src"), str(PACKAGES), str(root), str(result)],
-            env={"PATH": "/usr/bin", "LANG": "C.UTF-8"},
+            env={k: v for k, v in manifest()["loader"]["env"].items() if k != "LD_LIBRARY_PATH"},
             stderr=log,
         )
     end = time.monotonic() + 60
