@@ -23,6 +23,8 @@ from cryptography import x509
 
 from cosmian_vm.certtool._pair import fits, names_of
 
+pytestmark = pytest.mark.pebble
+
 Run = Callable[..., Any]
 
 

@@ -43,8 +43,8 @@ Examples:
 \b
 Then name the two files in agent.toml (ssl_certificate, ssl_private_key). Call the same
 command daily: nothing happens until renewal is due or the names change, and the agent
-picks new files up by itself. systemctl enable --now cosmian_certtool.timer does so; it
-reads /etc/cosmian_vm/acme.env.
+picks new files up by itself. On a Cosmian VM, systemctl enable --now
+cosmian_certtool.timer does so, with what /etc/cosmian_vm/acme.env says.
 
 \b
 What fails leaves the old files as they are. The two files are links to one folder that
