@@ -220,10 +220,18 @@ def _roots(paths: Sequence[str]) -> tuple[Roots, tuple[str, ...]]:
 
 
 def _store(*, offline: bool) -> EndorsementStore:
-    from cosmian_vm.cli._judge import _cache_folder
+    """Looks up what is missing; it keeps what it finds where cosmian_vm keeps it: public, and verified each time."""
+    import os
+    import sys
+
     from cosmian_vm.endorsements.store import EndorsementStore, fetch
 
-    return EndorsementStore(cache=_cache_folder(), fetcher=None if offline else fetch)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or ("~/.cache" if os.environ.get("HOME") else None)
+    cache = Path(base).expanduser() / "cosmian_vm" if base else None
+    return EndorsementStore(cache=cache, fetcher=None if offline else fetch)
 
 
 def _vouchers(
