@@ -18,6 +18,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cosmian_vm.attester.platform import TeeQuote
 from cosmian_vm.devkit.amd import AmdVendor
@@ -26,7 +28,7 @@ from cosmian_vm.devkit.tee import SimulatedTee
 from cosmian_vm.evidence.bundle import TeeKind
 from cosmian_vm.evidence.snp import parse_evidence, serialise_v1
 from cosmian_vm.ra_tls import DICE_OID, OIDS, embedded, make_certificate, report_data_for
-from cosmian_vm.verifier.ra_tls import NOT_ALWAYS_TO_BE_HAD
+from cosmian_vm.verifier.ra_tls import NOT_ALWAYS_TO_BE_HAD, Pins, Vouchers, appraise_certificate
 
 Run = Callable[..., Any]
 OID = {kind: oid for oid, kind in OIDS.items()}
@@ -113,6 +115,16 @@ def test_generate_writes_a_key_and_a_certificate_that_carries_its_proof(run: Run
     evidence = parse_evidence(item.raw)
     assert evidence.report.report_data == sha256(point).digest() + bytes(32)
     assert len(evidence.certificates) == 3
+
+
+def test_the_agent_takes_it_as_its_own(run: Run, tmp_path: Path) -> None:
+    from cosmian_vm.agent.tls import TlsIdentity
+    from cosmian_vm.certificates import leaf_problem
+
+    assert run("ratls", "generate").status == 0
+    identity = TlsIdentity(tmp_path / "cert.ratls.pem", tmp_path / "key.ratls.pem")
+    assert identity.leaf == load(tmp_path / "cert.ratls.pem").public_bytes(Encoding.DER)
+    assert leaf_problem(identity.leaf) is None
 
 
 def test_extension_is_the_bare_evidence(run: Run, tmp_path: Path) -> None:
@@ -411,6 +423,20 @@ def test_a_second_piece_of_evidence_that_is_forged(
     assert status == 1
     status, _ = judge(run, path, "--trust-root", amd_root, "--with", amd_crl, "--measurement", vendor_measurement())
     assert status == 1
+
+
+@given(
+    st.binary(max_size=200),
+    st.sampled_from([*OIDS, DICE_OID]),
+    st.sampled_from([b"", b"\3\0\2\0", b"\4\0\2\0\x81\0\0\0"]),
+)
+def test_any_extension(vendor: AmdVendor, raw: bytes, oid: str, head: bytes) -> None:
+    """Whatever stands there: a verdict, never trust, never an error."""
+    certificate = x509.load_pem_x509_certificate(signed([(oid, head + raw)]))
+    vouchers = Vouchers(amd=vendor.endorsements(), amd_roots=[vendor.ark], intel_roots=[vendor.ark])
+    evidence = [(item, vouchers) for item in embedded(certificate)]
+    verdict = appraise_certificate(certificate, evidence, Pins(), now=datetime.now(UTC), unchecked=NOT_ALWAYS_TO_BE_HAD)
+    assert not verdict.trusted
 
 
 def test_no_evidence_is_no_trust(run: Run, tmp_path: Path) -> None:
