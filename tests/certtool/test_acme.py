@@ -14,12 +14,15 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from cosmian_vm.certtool._pair import fits, names_of
 
@@ -116,8 +119,6 @@ def test_a_key_that_the_tee_derives(order: Callable[..., Any], machine: Any, tmp
 
 def test_the_agents_own_pair_is_replaced(order: Callable[..., Any], tmp_path: Path) -> None:
     """What the first launch of the agent made stands there as two plain files."""
-    from datetime import UTC
-
     from cosmian_vm.certificates import self_signed
 
     made = self_signed("vm.example.test", now=datetime.now(UTC))
@@ -334,11 +335,16 @@ def test_nginx_serves_it_and_curl_accepts_it(
 # Attacks: an ACME server that is not what it should be
 
 
+def _unbase64(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
 class HostileServer(http.server.ThreadingHTTPServer):
     """``lie``: where it goes wrong. ``asked``: what the program served."""
 
     lie: dict[str, Any]
     asked: list[list[int]]
+    csr: x509.CertificateSigningRequest
 
 
 class HostileAcme(http.server.BaseHTTPRequestHandler):
@@ -378,7 +384,7 @@ class HostileAcme(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         lie = self.server.lie
-        self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         here = f"https://127.0.0.1:{self.server.server_port}"
         name = lie.get("name", "vm.example.test")
         identifier = {"type": "dns", "value": name}
@@ -387,6 +393,16 @@ class HostileAcme(http.server.BaseHTTPRequestHandler):
         elif self.path == "/order":
             order = {"status": "pending", "identifiers": [identifier], "authorizations": [f"{here}/authz"]}
             self._say({**order, "finalize": f"{here}/finalize"}, 201, Location=f"{here}/order/1")
+        elif self.path in ("/finalize", "/order/1") and "issue" in lie:
+            if self.path == "/finalize":
+                payload = json.loads(_unbase64(body["payload"]))
+                self.server.csr = x509.load_der_x509_csr(_unbase64(payload["csr"]))
+            order = {"status": "valid", "identifiers": [identifier], "authorizations": [f"{here}/authz"]}
+            self._say({**order, "finalize": f"{here}/finalize", "certificate": f"{here}/certificate"})
+        elif self.path == "/certificate":
+            self._say(lie["issue"](self.server.csr))
+        elif self.path == "/authz" and "issue" in lie:
+            self._say({"identifier": identifier, "status": "valid", "challenges": []})
         elif self.path == "/authz":
             challenge = {"type": lie.get("type", "http-01"), "url": f"{here}/challenge", "status": "pending"}
             challenge["token"] = lie.get("token", "A" * 43)
@@ -489,6 +505,39 @@ def test_while_a_challenge_is_pending_nothing_else_is_served(hostile: Callable[.
     ran, asked = hostile(paths=outside)
     assert ran.status == 1
     assert asked == [[200, *[404] * len(outside)]]
+
+
+def _issued(csr: x509.CertificateSigningRequest, *, names: list[str], own_key: bool) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hostile CA")]))
+        .public_key(csr.public_key() if own_key else key.public_key())
+        .serial_number(7)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=90))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+        .sign(key, hashes.SHA256())
+        .public_bytes(Encoding.PEM)
+    )
+
+
+@pytest.mark.parametrize(
+    ("issue", "named"),
+    [
+        (lambda csr: _issued(csr, names=["vm.example.test"], own_key=False), "for another key than ours"),
+        (lambda csr: _issued(csr, names=["other.example.test"], own_key=True), "not for vm.example.test"),
+        (lambda csr: b"", "cannot be read"),
+        (lambda csr: b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "cannot be read"),
+    ],
+    ids=["another key", "another name", "nothing", "nonsense"],
+)
+def test_what_was_not_ordered_is_not_taken(hostile: Callable[..., Any], issue: object, named: str) -> None:
+    ran, _ = hostile(issue=issue)
+    assert ran.status == 1
+    assert named in ran.err
 
 
 def test_another_name_than_ordered(hostile: Callable[..., Any]) -> None:
