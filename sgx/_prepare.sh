@@ -16,17 +16,19 @@ need() {
 python_packages() { # every one pinned by its hash; compiled once, for nothing is written in an enclave
     local root digest
     root=$(cd "$here/.." && pwd)
-    digest=$(cd "$root" && find pyproject.toml requirements/runtime.txt src -type f ! -name '*.pyc' | LC_ALL=C sort |
+    digest=$(cd "$root" && find pyproject.toml requirements src -type f ! -name '*.pyc' | LC_ALL=C sort |
         xargs -d '\n' sha256sum | sha256sum)
     [ "$(cat "$here/build/.digest" 2>/dev/null)" != "$digest" ] || return 0
     rm -rf "$here/build"
     mkdir -p "$here/build/tools"
     "$python" -m venv "$here/build/tools"
     local pip=("$here/build/tools/bin/python" -I -m pip --quiet --disable-pip-version-check)
-    "${pip[@]}" wheel --no-deps --require-hashes -r "$root/requirements/runtime.txt" --wheel-dir "$here/build/wheels"
-    "${pip[@]}" install --no-index --find-links "$here/build/wheels" --upgrade setuptools
+    "${pip[@]}" install --require-hashes --only-binary=:all: -r "$root/requirements/build.txt"
+    "${pip[@]}" wheel --no-deps --no-build-isolation --require-hashes -r "$root/requirements/runtime.txt" \
+        --wheel-dir "$here/build/wheels"
     "${pip[@]}" wheel --no-deps --no-build-isolation --wheel-dir "$here/build/wheels" "$root"
-    "${pip[@]}" install --no-index --no-deps --no-compile --target "$here/build/python" "$here"/build/wheels/*.whl
+    "${pip[@]}" install --no-index --no-deps --no-build-isolation --no-compile --target "$here/build/python" \
+        "$here"/build/wheels/*.whl
     # No TPM and no simulated hardware in an enclave; no programs, no name of this machine's folders.
     rm -rf "$here"/build/python/{bin,tpm2_pytss*,setuptools*,pkg_resources,_distutils_hack,cosmian_vm/devkit}
     find "$here/build/python" -name direct_url.json -delete
