@@ -31,8 +31,7 @@ python_packages() { # every one pinned by its hash; compiled once, for nothing i
         "$here"/build/wheels/*.whl
     # No TPM and no simulated hardware in an enclave; no programs, no name of this machine's folders.
     rm -rf "$here"/build/python/{bin,*.pth,tpm2_pytss*,setuptools*,pkg_resources,_distutils_hack,cosmian_vm/devkit}
-    find "$here/build/python" -name direct_url.json -delete
-    sed -i /direct_url.json/d "$here"/build/python/*.dist-info/RECORD
+    rm -f "$here"/build/python/*.dist-info/{RECORD,direct_url.json}
     PYTHONHASHSEED=0 "$python" -B -m compileall -q -f --invalidation-mode unchecked-hash \
         -s "$here/build/python" -p /usr/lib/cosmian_vm "$here/build/python"
     rm -rf "$here/build/tools" "$here/build/wheels"
