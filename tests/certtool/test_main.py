@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -98,6 +102,25 @@ def test_help_loads_no_command() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stderr == ""
+
+
+def test_it_is_a_program_of_the_package() -> None:
+    pyproject = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    module, _, name = tomllib.loads(pyproject.read_text())["project"]["scripts"]["cosmian_certtool"].partition(":")
+    assert getattr(importlib.import_module(module), name) is main.main
+
+
+def test_acme_says_what_is_not_installed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "cosmian_vm.certtool._order", raising=False)
+    monkeypatch.setitem(sys.modules, "josepy", None)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    ran = run(
+        "acme", "--domain", "a.test", "--email", "a@b.test", "--workspace", "w", "--output", "o", "--http-port", port,
+        "--http-address", "127.0.0.1", "--directory", "https://127.0.0.1:1/dir",
+    )  # fmt: skip
+    assert (ran.status, ran.err.count("\n")) == (2, 1)
+    assert "pip install 'cosmian-vm[certtool]'" in ran.err
 
 
 def test_on_a_machine_without_a_tee() -> None:
