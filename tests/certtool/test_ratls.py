@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import ssl
@@ -576,6 +577,51 @@ def test_fetch_from_a_server_without_tls(run: Run) -> None:
     assert (ran.status, ran.err.count("\n")) == (3, 1)
     thread.join(20)
     listener.close()
+
+
+def test_fetch_of_an_extension_of_10_mb(run: Run, tmp_path: Path) -> None:
+    """TLS itself refuses it, long before it is all there."""
+    from cryptography.hazmat.primitives.serialization import NoEncryption, PrivateFormat
+
+    certificate = write(tmp_path, signed([(OID[TeeKind.SNP], bytes(10 << 20))]), "huge.crt")
+    key = write(tmp_path, KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), "huge.key")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(20)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = listener.accept()
+            connection.settimeout(20)
+            with context.wrap_socket(connection, server_side=True):
+                pass
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    ran = run("ratls", "fetch", "--hostname", "127.0.0.1", "--port", listener.getsockname()[1], "--output", "out")
+    assert (ran.status, ran.err.count("\n")) == (3, 1)
+    assert not (tmp_path / "out").exists()
+    thread.join(20)
+    listener.close()
+
+
+def test_as_of_another_day_nobody_is_asked(run: Run, vendor: AmdVendor, tmp_path: Path, amd_root: Path) -> None:
+    """Were the network asked, the test would fail for it."""
+    path = write(tmp_path, signed([(OID[TeeKind.SNP], snp(vendor))]))
+    ran = run("ratls", "verify", "--cert", path, "--trust-root", amd_root, "--at", datetime.now(UTC).isoformat())
+    assert ran.status == 1
+    assert "the network is not to be used" in ran.out
+
+
+def test_a_quote_in_a_buffer_filled_up_with_zeros(run: Run, intel: IntelVendor, tmp_path: Path) -> None:
+    """As 1.3.x has TDX quotes: 8192 bytes."""
+    root = write(tmp_path, intel.root.public_bytes(Encoding.PEM), "intel-root.pem")
+    collateral = write(tmp_path, intel.collateral("TDX"), "collateral.json")
+    raw = intel.quote(td_body(report_data=report_data_for(KEY.public_key()))).ljust(8192, b"\0")
+    path = write(tmp_path, signed([(OID[TeeKind.TDX], raw)], now=intel.now))
+    status, _ = judge(run, path, "--trust-root", root, "--with", collateral, "--at", intel.now.isoformat())
+    assert status == 0
 
 
 def test_make_certificate_for_unknown_evidence() -> None:

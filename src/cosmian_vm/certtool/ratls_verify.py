@@ -41,8 +41,8 @@ Examples:
   SGX: this very enclave, signed by this key:
     cosmian_certtool ratls verify --cert cert.ratls.pem --mrenclave 72009e... \\
         --public-signer-key signer.pub.pem
-  Without network, with Intel's collateral from a file, as of a given day:
-    cosmian_certtool ratls verify --cert cert.ratls.pem --mrtd 5f53c3... --offline \\
+  As of a given day, with Intel's collateral of then from a file:
+    cosmian_certtool ratls verify --cert cert.ratls.pem --mrtd 5f53c3... \\
         --with collateral.json --at 2025-10-02T00:00:00Z
 
 \b
@@ -73,7 +73,12 @@ Exit status: 0 trusted, 1 not trusted, 2 wrong usage or unreadable file.
     help="Certificates, revocation lists, Intel collateral that the certificate does not carry: a file, or a folder of "
     "them. Repeatable.",
 )
-@click.option("--at", metavar="TIME", help="Verify as of this instant (RFC 3339, as 2025-10-02T00:00:00Z), not now.")
+@click.option(
+    "--at",
+    metavar="TIME",
+    help="Verify as of this instant (RFC 3339, as 2025-10-02T00:00:00Z), not now. Implies --offline: what is published "
+    "today is not of then.",
+)
 @click.option("--trust-root", "trust_roots", metavar="PEM", multiple=True, help="Trust this root too, and say so.")
 @click.option("--offline", is_flag=True, help="Do not ask the hardware's maker for what is missing.")
 @click.option(
@@ -122,7 +127,7 @@ def command(
         found = embedded(certificate)
     except EvidenceFormatError as exc:
         raise InputError(f"{cert}: {exc}") from exc
-    store, said = _store(offline=offline), list(notes)
+    store, said = _store(offline=offline or at is not None), list(notes)
     evidence = [(item, _vouchers(item, material, roots, store, now=now, notes=said)) for item in found]
     verdict = appraise_certificate(certificate, evidence, pins, now=now, unchecked=unchecked)
     if as_json_data:
