@@ -17,7 +17,7 @@ _NETWORK = {"socket", "ssl", "http", "urllib"}
 _PURE_NEVER = _NETWORK | {"subprocess", "time", "random", "secrets", "os", "pathlib", "tempfile"}
 _BASE = {"errors", "_reader"}
 _VERIFIER = {"evidence", "endorsements", "certificates", "reference.snapshot", "reference.whitelist", "verifier"}
-_VERIFIER |= {"reference.build_reference", "reference.tee_values"}
+_VERIFIER |= {"reference.build_reference", "reference.tee_values", "ra_tls"}
 LAW: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), _PURE_NEVER | {"cryptography", "msgspec"}),
     "_reader": ({"errors"}, _PURE_NEVER | {"cryptography", "msgspec"}),
@@ -34,6 +34,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "endorsements._kds": (_BASE | {"evidence", "endorsements"}, {"socket", "ssl", "http", "subprocess", "time"}),
     "endorsements._pcs": (_BASE | {"evidence", "endorsements"}, {"socket", "ssl", "http", "subprocess", "time"}),
     "certificates": (_BASE | {"evidence"}, {"socket", "ssl", "http", "urllib", "subprocess", "time", "os"}),
+    "ra_tls": (_BASE | {"evidence"}, _PURE_NEVER),
     "reference._policies": (_BASE | {"evidence"}, _NETWORK | {"subprocess", "cryptography"}),
     "reference._files": (_BASE | {"reference._policies"}, _PURE_NEVER | {"cryptography"}),
     "reference.build_reference": (_BASE | {"reference._files", "reference._policies"}, _PURE_NEVER | {"cryptography"}),
@@ -66,6 +67,10 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "luks._json": (_BASE, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "luks.record": (_BASE, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "fstool": ({"errors", "luks", "agent.config"}, _NETWORK | {"subprocess", "cryptography", "tpm2_pytss"}),
+    "certtool": (
+        _BASE | _VERIFIER | {"certtool", "attester", "inspection"} | {"cli._common", "cli._roots", "cli.render"},
+        {"tpm2_pytss", "subprocess"},
+    ),
     "cli": (
         _BASE | _VERIFIER | {"cli", "client", "inspection", "wire"},
         {"tpm2_pytss", "subprocess"},

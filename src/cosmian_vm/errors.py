@@ -7,6 +7,7 @@ CosmianVmError
 │   └── ConfigError       agent.toml: file, key and what is expected
 ├── TransportError        no evidence to be had: unreachable, timed out              (exit 3)
 │   └── RefusedError      the agent answered, with an HTTP status that is no answer  (exit 3)
+├── IssuanceError         a CA did not issue the certificate that was ordered
 ├── PeerChangedError      the machine that was appraised is no longer the one that answers (exit 1)
 ├── AttesterError         a device of this machine failed (agent side)
 │   ├── NotAvailableError the machine has no such device
@@ -25,6 +26,7 @@ __all__ = [
     "EndorsementError",
     "EvidenceFormatError",
     "InputError",
+    "IssuanceError",
     "NotAvailableError",
     "OrderError",
     "PeerChangedError",
@@ -76,6 +78,10 @@ class RefusedError(TransportError):
     def __init__(self, message: str, *, status: int) -> None:
         self.status = status
         super().__init__(message)
+
+
+class IssuanceError(CosmianVmError):
+    """A certificate authority did not issue what was ordered, or issued something else."""
 
 
 class PeerChangedError(CosmianVmError):

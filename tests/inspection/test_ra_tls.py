@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.intel import IntelVendor, enclave_report, td_body
 from cosmian_vm.errors import EvidenceFormatError
+from cosmian_vm.evidence import _cbor
 from cosmian_vm.evidence._snp_certificates import serialise_typed
-from cosmian_vm.inspection import _cbor, identify
+from cosmian_vm.inspection import identify
 from cosmian_vm.inspection.model import Inspection, Roots
 
 KEYS = Path(__file__).resolve().parent.parent / "data" / "devkit_amd"

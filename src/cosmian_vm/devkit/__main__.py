@@ -127,6 +127,19 @@ def attack(folder: Path, name: str) -> None:
     click.echo(machine.restart_agent(attack=None if name == "none" else name))
 
 
+@vm.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@_FOLDER
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def certtool(folder: Path, arguments: tuple[str, ...]) -> None:
+    """Run cosmian_certtool with the TEE of the VM: vm certtool --folder F ratls generate.
+
+    Its certificates are verified with --trust-root F/trust_root.pem --with F/crl.der.
+    """
+    from cosmian_vm.devkit.certtool import run_in
+
+    sys.exit(run_in(folder, arguments))
+
+
 @vm.command()
 @_FOLDER
 def url(folder: Path) -> None:

@@ -26,7 +26,7 @@ from cosmian_vm.inspection.model import (
     PcrValues,
 )
 
-__all__ = ["classify", "gather", "parse_pcr_values"]
+__all__ = ["classify", "first_certificate", "gather", "parse_pcr_values"]
 
 _PEM_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----\s(.*?)-----END \1-----", re.DOTALL)
 _PEM_KINDS = {
@@ -111,6 +111,11 @@ def _pem_blocks(raw: bytes) -> Iterator[tuple[str, bytes]]:
         except (binascii.Error, ValueError):
             continue
         yield _PEM_KINDS.get(label, OTHER), der
+
+
+def first_certificate(pem: bytes) -> bytes | None:
+    """DER of the first certificate in PEM text; None where there is none."""
+    return next((der for kind, der in _pem_blocks(pem) if kind == CERTIFICATE), None)
 
 
 def _element(data: bytes, at: int) -> tuple[int, int, int] | None:

@@ -1,41 +1,29 @@
-"""``inspect`` on RA-TLS certificates: X.509 certificates that carry the evidence of the machine whose key they are for.
+"""``inspect`` on RA-TLS certificates: X.509 certificates that carry the evidence of the machine whose key they are for
+(their forms: ``cosmian_vm.ra_tls``).
 
-===================  =====================================================================================
-extension            its value (bare, or in one more OCTET STRING)
-===================  =====================================================================================
-1.2.840.113741...6   SGX quote (also TDX: Gramine's OID); ``report_data`` begins with the hash of the key
-1.2.840.113741...7   SEV-SNP report, certificates behind it
-1.2.840.113741...8   TDX quote
-2.23.133.5.4.9       the same, or DICE tagged evidence: CBOR ``tag([quote, claims])``; ``report_data`` begins with
-                     the hash of ``claims``, and its ``pubkey-hash`` is ``[algorithm, hash of the key]``
-===================  =====================================================================================
-
-Such a certificate signs itself: what it is worth is the evidence, and the key that the evidence binds.
+Such a certificate signs itself: what it is worth is the evidence, and the key that the evidence binds. A quote under
+the extension of another platform is shown for what it is; whether that is acceptable, ``ratls verify`` asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import new as new_hash
-from hashlib import sha256
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cosmian_vm.endorsements.amd import UNUSABLE, load_certificate
 from cosmian_vm.errors import EndorsementError, EvidenceFormatError
 from cosmian_vm.evidence.intel_quote import parse_quote
 from cosmian_vm.evidence.snp import parse_evidence, split_objects
-from cosmian_vm.inspection import _cbor
 from cosmian_vm.inspection.certificate import certificate_facts, named
 from cosmian_vm.inspection.intel import KINDS as INTEL_KINDS
 from cosmian_vm.inspection.intel import SGX_QUOTE, TDX_QUOTE
 from cosmian_vm.inspection.model import JSON, Facts, Kind, Material, Roots
 from cosmian_vm.inspection.snp import KINDS as SNP_KINDS
+from cosmian_vm.ra_tls import binding_problem, readings
 from cosmian_vm.verifier.amd_chain import validity_problem
 from cosmian_vm.verifier.result import Check, fail, ok, skip
 
@@ -50,8 +38,6 @@ _OIDS = {
 }
 _REPORT_DATA = "tee.report_data"
 _KINDS = (*(kind for kind in INTEL_KINDS if kind.name in (SGX_QUOTE, TDX_QUOTE)), *SNP_KINDS)
-_HASHES = {1: "sha256", 7: "sha384", 8: "sha512"}  # IANA, Named Information Hash Algorithm Registry
-_OCTET_STRING = 0x04
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,36 +90,11 @@ def quotes_in(raw: bytes) -> tuple[bytes, ...]:
 
 
 def _recognised(oid: str, value: bytes) -> _Embedded:
-    for raw, claims in _readings(value):
+    for raw, claims in readings(value):
         for kind in _KINDS:
             if kind.matches(raw):
                 return _Embedded(oid, raw, kind, claims)
     return _Embedded(oid, value, None)
-
-
-def _readings(value: bytes) -> Iterator[tuple[bytes, bytes | None]]:
-    """What an extension's value may hold, and the claims beside it."""
-    for raw in (value, _octets(value)):
-        if raw:
-            yield raw, None
-            try:
-                item = _cbor.decode(raw)
-            except EvidenceFormatError:
-                continue
-            while isinstance(item, _cbor.Tagged):
-                item = item.value
-            parts = item if isinstance(item, list) else [item]
-            if parts and isinstance(parts[0], bytes):
-                yield parts[0], parts[1] if len(parts) > 1 and isinstance(parts[1], bytes) else None
-
-
-def _octets(value: bytes) -> bytes:
-    """The content of one more OCTET STRING around it, empty where there is none."""
-    if len(value) < 2 or value[0] != _OCTET_STRING:
-        return b""
-    size = value[1] & 0x7F if value[1] & 0x80 else 0
-    length = int.from_bytes(value[2 : 2 + size], "big") if size else value[1]
-    return value[2 + size :] if len(value) == 2 + size + length else b""
 
 
 def _facts(raw: bytes, material: Material) -> Facts:
@@ -188,43 +149,11 @@ def _report_data(item: _Embedded) -> bytes:
 def _binding(item: _Embedded, certificate: x509.Certificate) -> Check:
     """Whether the evidence names the certificate's key: SHA-256 in the first half of report_data."""
     try:
-        bound = _report_data(item)[:32]
-        encodings = _key_encodings(certificate)
-        if item.claims is not None:
-            return _claimed_binding(item.claims, bound, encodings)
-    except (EvidenceFormatError, *UNUSABLE) as exc:
-        return fail(_REPORT_DATA, f"It cannot be told which key the evidence is for: {' '.join(str(exc).split())}")
-    for name, encoded in encodings.items():
-        if sha256(encoded).digest() == bound:
-            return ok(_REPORT_DATA, f"report_data begins with the SHA-256 of the certificate's key ({name})")
-    return fail(_REPORT_DATA, "The evidence is for another key: report_data is not the SHA-256 of the certificate's")
-
-
-def _claimed_binding(claims: bytes, bound: bytes, encodings: dict[str, bytes]) -> Check:
-    if sha256(claims).digest() != bound:
-        return fail(_REPORT_DATA, "report_data is not the SHA-256 of the claims beside the evidence")
-    decoded = _cbor.decode(claims)
-    value = decoded.get("pubkey-hash") if isinstance(decoded, dict) else None
-    if isinstance(value, bytes):
-        value = _cbor.decode(value)
-    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], int):
-        return fail(_REPORT_DATA, "The claims beside the evidence name no key (pubkey-hash)")
-    algorithm = _HASHES.get(value[0])
-    if algorithm is None:
-        return fail(_REPORT_DATA, f"The claims name the key by an unknown hash ({value[0]})")
-    if any(new_hash(algorithm, encoded).digest() == value[1] for encoded in encodings.values()):
-        return ok(_REPORT_DATA, "report_data is the SHA-256 of claims that name the certificate's key")
-    return fail(_REPORT_DATA, "The evidence is for another key: the claims do not name the certificate's")
-
-
-def _key_encodings(certificate: x509.Certificate) -> dict[str, bytes]:
-    """The ways in which a key is hashed. Raises what UNUSABLE holds for a key that cryptography does not know."""
-    key = certificate.public_key()
-    found: dict[str, bytes] = {}
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        found["uncompressed point"] = key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-    found["SubjectPublicKeyInfo"] = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return found
+        report_data = _report_data(item)
+    except EvidenceFormatError as exc:
+        return fail(_REPORT_DATA, f"It cannot be told which key the evidence is for: {exc}")
+    line, problem = binding_problem(report_data, item.claims, certificate)
+    return fail(_REPORT_DATA, problem) if problem else ok(_REPORT_DATA, line)
 
 
 def _own_signature(certificate: x509.Certificate) -> Check:

@@ -1,0 +1,48 @@
+"""``cosmian_certtool`` on a simulated machine, from the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
+from cosmian_vm.devkit.certtool import SimulatedMachine
+
+KEYS = Path(__file__).resolve().parent.parent / "data" / "devkit_amd"
+
+
+def machine(folder: Path) -> Path:
+    """As much of a VM as there is before it is first powered on."""
+    vendor = AmdVendor.create(keys=VendorKeys.load(KEYS))
+    vendor.save(folder / "vendor")
+    (folder / "trust_root.pem").write_bytes(vendor.root_pem)
+    (folder / "vm.json").write_text(json.dumps({"instance": "01" * 32}))
+    return folder
+
+
+def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cosmian_vm.devkit", "vm", "certtool", "--folder", folder, *arguments]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_generate_and_verify(tmp_path: Path) -> None:
+    folder = machine(tmp_path / "vm")
+    made = run(folder, "ratls", "generate", "--tee-secret-key-no-salt", "--output", tmp_path)
+    assert made.returncode == 0, made.stderr
+    given = ("--trust-root", folder / "trust_root.pem", "--with", folder / "crl.der", "--offline")
+    verified = run(folder, "ratls", "verify", "--cert", tmp_path / "cert.ratls.pem", *given)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert run(folder, "ratls", "verify", "--cert", tmp_path / "cert.ratls.pem", "--offline").returncode == 1
+
+
+def test_no_vm(tmp_path: Path) -> None:
+    ran = run(tmp_path / "none", "key")
+    assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
+
+
+def test_each_machine_has_its_own_key(tmp_path: Path) -> None:
+    one, other = SimulatedMachine(machine(tmp_path / "a")), SimulatedMachine(machine(tmp_path / "b"))
+    assert one.key() == one.key()
+    assert one.key() != other.key()
