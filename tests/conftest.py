@@ -85,7 +85,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
     """Where CI is set, a skip for want of swtpm, real evidence, FUSE, pebble, the tools of the image or QEMU fails."""
     if os.environ.get("CI") and call.excinfo is not None and call.excinfo.errisinstance(pytest.skip.Exception):
-        needed = [mark for mark in ("swtpm", "evidence", "fuse", "image", "pebble", "vm") if item.get_closest_marker(mark)]
+        needed = [
+            mark for mark in ("swtpm", "evidence", "fuse", "image", "pebble", "vm") if item.get_closest_marker(mark)
+        ]
         if needed:
             call.excinfo = pytest.ExceptionInfo.from_exception(
                 AssertionError(f"skipped in CI, where {' and '.join(needed)} must be there: {call.excinfo.value}")

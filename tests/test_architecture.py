@@ -68,7 +68,10 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "luks.record": (_BASE, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "fstool": ({"errors", "luks", "agent.config"}, _NETWORK | {"subprocess", "cryptography", "tpm2_pytss"}),
     "certtool": (
-        _BASE | _VERIFIER | {"certtool", "attester", "inspection"} | {"cli._common", "cli._roots", "cli.render"},
+        _BASE
+        | _VERIFIER
+        | {"certtool", "attester", "inspection"}
+        | {"cli._common", "cli._options", "cli._roots", "cli._vendors", "cli.render"},
         {"tpm2_pytss", "subprocess"},
     ),
     "cli": (

@@ -16,6 +16,7 @@ INSTALLERS = [
     "script/_setup.sh",
     "tests/vm/second/build",
     "tests/vm/second/wheel.sh",
+    "sgx/_prepare.sh",
 ]
 # What its setup.cfg asks for when it is built (setup_requires) and pyproject.toml (build-system).
 BUILDS_TPM2_PYTSS = {"cffi", "cryptography", "packaging", "pkgconfig", "pycparser", "setuptools", "setuptools-scm"}
@@ -66,7 +67,7 @@ def test_every_file_that_calls_pip_is_looked_at() -> None:
     """But for the developers' tools (script/lock, script/bench) and install.yml, which has files alone."""
     found = {
         str(path.relative_to(ROOT))
-        for folder in ("image", "script", "packer", "tests/vm")
+        for folder in ("image", "script", "packer", "tests/vm", "sgx")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and path.suffix not in {".md", ".pyc"} and _calls(str(path.relative_to(ROOT)))
     }

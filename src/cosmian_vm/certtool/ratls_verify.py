@@ -12,6 +12,7 @@ import click
 from cosmian_vm.certtool._common import DONE, FAILED, hex_bytes
 from cosmian_vm.certtool.ratls_generate import read_extra_data
 from cosmian_vm.cli._common import read_file
+from cosmian_vm.cli._options import pccs_option
 from cosmian_vm.errors import EvidenceFormatError, InputError
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ Exit status: 0 trusted, 1 not trusted, 2 wrong usage or unreadable file.
     "today is not of then.",
 )
 @click.option("--trust-root", "trust_roots", metavar="PEM", multiple=True, help="Trust this root too, and say so.")
+@pccs_option
 @click.option("--offline", is_flag=True, help="Do not ask the hardware's maker for what is missing.")
 @click.option(
     "--allow-unchecked",
@@ -100,6 +102,7 @@ def command(
     beside: tuple[str, ...],
     at: str | None,
     trust_roots: tuple[str, ...],
+    pccs: str | None,
     offline: bool,
     unchecked: tuple[str, ...],
     as_json_data: bool,
@@ -108,6 +111,7 @@ def command(
 
     The key is always bound to the evidence, and the evidence appraised as cosmian_vm verify does.
     """
+    from cosmian_vm.cli._vendors import endorsement_store
     from cosmian_vm.inspection.identify import material_of
     from cosmian_vm.ra_tls import embedded
     from cosmian_vm.verifier.ra_tls import Pins, appraise_certificate
@@ -127,7 +131,7 @@ def command(
         found = embedded(certificate)
     except EvidenceFormatError as exc:
         raise InputError(f"{cert}: {exc}") from exc
-    store, said = _store(offline=offline or at is not None), list(notes)
+    store, said = endorsement_store(pccs=pccs, offline=offline or at is not None), list(notes)
     evidence = [(item, _vouchers(item, material, roots, store, now=now, notes=said)) for item in found]
     verdict = appraise_certificate(certificate, evidence, pins, now=now, unchecked=unchecked)
     if as_json_data:
@@ -224,21 +228,6 @@ def _roots(paths: Sequence[str]) -> tuple[Roots, tuple[str, ...]]:
     return Roots(tuple(certificate.public_bytes(Encoding.DER) for certificate in certificates)), notes
 
 
-def _store(*, offline: bool) -> EndorsementStore:
-    """Looks up what is missing; it keeps what it finds where cosmian_vm keeps it: public, and verified each time."""
-    import os
-    import sys
-
-    from cosmian_vm.endorsements.store import EndorsementStore, fetch
-
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or ("~/.cache" if os.environ.get("HOME") else None)
-    cache = Path(base).expanduser() / "cosmian_vm" if base else None
-    return EndorsementStore(cache=cache, fetcher=None if offline else fetch)
-
-
 def _vouchers(
     item: Embedded, material: Material, roots: Roots, store: EndorsementStore, *, now: datetime, notes: list[str]
 ) -> Vouchers:
@@ -260,7 +249,7 @@ def _vouchers(
         except EvidenceFormatError as exc:
             unusable = [str(exc)]
     blobs = [entry.raw for entry in material.items if entry.kind in (CERTIFICATE, CRL)]
-    gathered = store.gather(item.raw if collateral is None else None, blobs, now=now)
+    gathered = store.gather(item.raw if collateral is None else None, (), now=now, given=blobs)
     notes += [note for note in (*unusable, *gathered.notes) if note not in notes]
     return Vouchers(
         amd=gathered.endorsements,
