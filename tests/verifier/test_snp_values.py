@@ -101,6 +101,17 @@ def test_vmpl(case: Case) -> None:
     assert "VMPL 2" in replace(inner, reference=None).bad()["tee.debug"]
 
 
+def test_vmpl_of_an_agent_of_1_3(case: Case) -> None:
+    """It asks at a level below its own; its snapshots do not say which. Ours do, and then it must be that one."""
+    old = replace(case.sign(vmpl=1), policy=Policy(api=1), reference=None)
+    assert "tee.debug" not in old.bad()
+    assert old.appraise()[4].status is Status.WARNING
+    assert "tee.debug" in replace(old, report=case.sign(vmpl=4).report).bad()
+    assert "tee.debug" in replace(old, policy=Policy()).bad()
+    assert "tee.debug" in replace(old, policy=Policy(api=1, vmpl=0)).bad()
+    assert "tee.debug" in replace(old, reference=case.reference).bad()
+
+
 def test_report_that_the_host_asked_for(case: Case) -> None:
     assert "by the host" in case.sign(vmpl=0xFFFFFFFF).bad()["tee.debug"]
 

@@ -44,6 +44,7 @@ from cosmian_vm.verifier.result import Check, fail, ok, skip, warning
 
 __all__ = ["Origin", "appraise_snp", "chain_line", "check_debug", "check_tcb", "missing_certificate", "trace"]
 
+_LOWEST_VMPL = 3
 _ANY_VMPL = 0xFFFFFFFF
 """VMPL of a report that the host, not the guest, asked for."""
 
@@ -223,14 +224,20 @@ def check_debug(report: SnpReport, reference: Snapshot | None, policy: Policy) -
     if report.policy_debug:
         problems.append("debugging is allowed (policy bit 19): the host can read this machine's memory")
     vmpl = _expected_vmpl(reference, policy)
+    # Agents of 1.3.x ask for reports at a lower level than their own, and their snapshots do not say which.
+    unknown = policy.vmpl is None and (reference is None or reference.vmpl is None)
+    lower = policy.api == 1 and unknown and 0 < report.vmpl <= _LOWEST_VMPL
     if report.vmpl == _ANY_VMPL:
         problems.append("the report was asked for by the host, not from within the machine")
-    elif report.vmpl != vmpl:
+    elif report.vmpl != vmpl and not lower:
         problems.append(f"the report is from VMPL {report.vmpl}, expected is {vmpl}")
     if report.policy_migrate_ma and not _migration_expected(reference):
         problems.append("a migration agent may move the machine to another host (policy bit 18), which is not expected")
     if problems:
         return fail("tee.debug", f"The machine is open: {problems[0]}", problems[1:])
+    if lower:
+        line = f"Debugging is off; the report is from VMPL {report.vmpl}, as agents of 1.3 may ask for it"
+        return warning("tee.debug", line)
     migration = "allowed, as in the snapshot" if report.policy_migrate_ma else "off"
     return ok("tee.debug", f"Debugging is off, VMPL is {report.vmpl}, migration is {migration}")
 
