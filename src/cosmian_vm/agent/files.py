@@ -15,8 +15,9 @@ def make_folder(path: Path) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def write_atomically(path: Path, content: bytes, mode: int) -> None:
-    """Replace ``path`` by ``content``: written beside it, on the disk before it takes the name.
+def write_atomically(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
+    """Replace ``path`` by ``content``: written beside it, on the disk before it takes the name. ``owner``: uid and gid,
+    where it is not to be ours.
 
     A crash at any point, or a full disk, leaves the old file. Nobody but root sees it before it has ``mode``.
 
@@ -28,6 +29,8 @@ def write_atomically(path: Path, content: bytes, mode: int) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
+            if owner is not None:
+                os.fchown(descriptor, *owner)
             os.fchmod(descriptor, mode)
             os.fsync(descriptor)
         temporary.replace(path)

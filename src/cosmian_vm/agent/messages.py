@@ -13,16 +13,21 @@ from typing import Annotated, Generic, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from cosmian_vm.agent.caller import Caller
 from cosmian_vm.agent.log import describe
-from cosmian_vm.agent.owner import Caller
 from cosmian_vm.errors import AttesterError, NotAvailableError, OrderError
-from cosmian_vm.wire import MAX_APP_CONFIGURATION
+from cosmian_vm.wire import MAX_APP_BODY, MAX_LOG_LINES
 
 __all__ = [
     "LENGTH",
     "MAX_ANSWER",
     "MAX_ORDER",
     "MAX_SMALL_ORDER",
+    "AddOwner",
+    "AdmitInit",
+    "AppLogs",
+    "AppStatus",
+    "Claim",
     "DeleteSnapshot",
     "Done",
     "Evidence",
@@ -31,8 +36,12 @@ __all__ = [
     "ImaAscii",
     "ImaBinary",
     "InitApp",
+    "IsOwner",
+    "Nonce",
     "Order",
+    "RemoveOwner",
     "RestartApp",
+    "ShowOwners",
     "Snapshot",
     "TeeQuoteV1",
     "TpmQuote",
@@ -47,7 +56,7 @@ __all__ = [
 MAX_SMALL_ORDER = 128 * 1024
 """Largest order, in bytes, but for ``InitApp``."""
 
-MAX_ORDER = MAX_APP_CONFIGURATION + MAX_SMALL_ORDER
+MAX_ORDER = MAX_APP_BODY + MAX_SMALL_ORDER
 
 MAX_ANSWER = 512 * 1024 * 1024
 """Largest answer, in bytes: an IMA list or a snapshot of a large machine."""
@@ -57,6 +66,7 @@ LENGTH = struct.Struct(">I")
 _MAX_TEXT = 4000
 _Result = TypeVar("_Result")
 _Leaf = Annotated[bytes, Meta(min_length=1, max_length=64 * 1024)]
+_SmallBody = Annotated[bytes, Meta(max_length=4096)]
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -73,6 +83,7 @@ class Evidence(_Strict, frozen=True, kw_only=True):
     nonce: Annotated[bytes, Meta(min_length=32, max_length=32)]
     leaf: _Leaf
     ima_from: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    first: bool = False
 
 
 class TeeQuoteV1(_Strict, frozen=True, kw_only=True):
@@ -96,6 +107,12 @@ class ImaBinary(_Strict, frozen=True, kw_only=True):
     """``Orders.ima_binary``."""
 
 
+class IsOwner(_Strict, frozen=True, kw_only=True):
+    """``Orders.is_owner``."""
+
+    caller: Caller
+
+
 class Snapshot(_Strict, frozen=True, kw_only=True):
     """``Orders.snapshot``."""
 
@@ -108,11 +125,17 @@ class DeleteSnapshot(_Strict, frozen=True, kw_only=True):
     caller: Caller
 
 
+class AdmitInit(_Strict, frozen=True, kw_only=True):
+    """``Orders.admit_init``."""
+
+    caller: Caller
+
+
 class InitApp(_Strict, frozen=True, kw_only=True):
     """``Orders.init_app``."""
 
     caller: Caller
-    configuration: Annotated[bytes, Meta(max_length=MAX_APP_CONFIGURATION)]
+    body: Annotated[bytes, Meta(max_length=MAX_APP_BODY)]
 
 
 class RestartApp(_Strict, frozen=True, kw_only=True):
@@ -121,8 +144,67 @@ class RestartApp(_Strict, frozen=True, kw_only=True):
     caller: Caller
 
 
+class AppStatus(_Strict, frozen=True, kw_only=True):
+    """``Orders.app_status``."""
+
+    caller: Caller
+
+
+class AppLogs(_Strict, frozen=True, kw_only=True):
+    """``Orders.app_logs``."""
+
+    caller: Caller
+    lines: Annotated[int, Meta(ge=1, le=MAX_LOG_LINES)]
+
+
+class Nonce(_Strict, frozen=True, kw_only=True):
+    """``Orders.nonce``."""
+
+
+class ShowOwners(_Strict, frozen=True, kw_only=True):
+    """``Orders.owners``."""
+
+
+class Claim(_Strict, frozen=True, kw_only=True):
+    """``Orders.claim``."""
+
+    caller: Caller
+
+
+class AddOwner(_Strict, frozen=True, kw_only=True):
+    """``Orders.add_owner``."""
+
+    caller: Caller
+    body: _SmallBody
+
+
+class RemoveOwner(_Strict, frozen=True, kw_only=True):
+    """``Orders.remove_owner``."""
+
+    caller: Caller
+    body: _SmallBody
+
+
 Order = (
-    Version | Evidence | TeeQuoteV1 | TpmQuote | ImaAscii | ImaBinary | Snapshot | DeleteSnapshot | InitApp | RestartApp
+    Version
+    | Evidence
+    | TeeQuoteV1
+    | TpmQuote
+    | ImaAscii
+    | ImaBinary
+    | Snapshot
+    | DeleteSnapshot
+    | AdmitInit
+    | InitApp
+    | IsOwner
+    | RestartApp
+    | AppStatus
+    | AppLogs
+    | Nonce
+    | ShowOwners
+    | Claim
+    | AddOwner
+    | RemoveOwner
 )
 
 

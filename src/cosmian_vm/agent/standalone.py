@@ -14,6 +14,7 @@ import msgspec
 
 from cosmian_vm._run import SYSTEM_PATH, find_program
 from cosmian_vm.agent.files import make_folder, write_atomically
+from cosmian_vm.agent.service_log import ServiceState, last_lines, tail
 from cosmian_vm.errors import AttesterError
 
 __all__ = ["Standalone"]
@@ -97,6 +98,20 @@ class Standalone:
             self._child = None
         with suppress(FileNotFoundError):
             self._pid_file.unlink()
+
+    def state(self) -> ServiceState:
+        """Whether the process of the pid file runs."""
+        pid = self.pid
+        return ServiceState(False, "stopped") if pid is None else ServiceState(True, f"running, pid {pid}")
+
+    def log(self, lines: int) -> list[str]:
+        """The end of what it has written since it was started."""
+        try:
+            return last_lines(tail(self._log), lines)
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            raise AttesterError(f"{self._log} cannot be read: {exc.strerror or exc}") from exc
 
     def _end(self, pid: int, process: int) -> None:
         for what, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
