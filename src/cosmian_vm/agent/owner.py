@@ -270,7 +270,7 @@ def _understood(owner: str) -> None:
 
 def _read(path: os.PathLike[str]) -> bytes:
     """A file that nobody else could have written. Raises OSError, ValueError."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
         seen = os.fstat(file.fileno())
         if not stat.S_ISREG(seen.st_mode) or seen.st_uid != os.geteuid() or seen.st_mode & 0o022:
             raise ValueError("others than the agent may write to it")

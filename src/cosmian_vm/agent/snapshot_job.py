@@ -43,8 +43,8 @@ _MOST_COMPARISONS = 4
 class SnapshotJob:
     """At most one snapshot, being computed or done. Used from the event loop only.
 
-    ``owners``: those of the moment. ``lane``: where the devices are asked, before those who only read evidence. The walk
-    has a lane of its own: evidence is served meanwhile.
+    ``owners``: those of the moment. ``lane``: where the devices are asked, before those who only read evidence. The
+    walk has a lane of its own: evidence is served meanwhile.
     """
 
     def __init__(self, platform: Platform, devices: Devices, owners: Callable[[], tuple[str, ...]], lane: Lane) -> None:

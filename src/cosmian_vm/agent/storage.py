@@ -111,9 +111,8 @@ class Storage:
         base = self._config.data_storage
         if not folder.is_relative_to(base):
             return
-        expected = os.path.join(os.path.realpath(base), folder.relative_to(base))
         found = os.path.realpath(folder)
-        if found != os.path.normpath(expected):
+        if found != os.fspath(Path(os.path.realpath(base)) / folder.relative_to(base)):
             raise AttesterError(f"{folder} leads to {found}: a link in it is not followed; the old configuration stays")
 
     def _let_through(self, folder: Path) -> None:
