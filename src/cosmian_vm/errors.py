@@ -8,6 +8,7 @@ CosmianVmError
 ├── TransportError        no evidence to be had: unreachable, timed out              (exit 3)
 │   └── RefusedError      the agent answered, with an HTTP status that is no answer  (exit 3)
 ├── PeerChangedError      the machine that was appraised is no longer the one that answers (exit 1)
+├── NotTrustedError       a machine that is not trusted, not the one meant, or not ours: nothing is sent (exit 1)
 ├── AttesterError         a device of this machine failed (agent side)
 │   └── NotAvailableError the machine has no such device
 └── OrderError            the agent declines an order; carries the HTTP status
@@ -24,6 +25,7 @@ __all__ = [
     "EvidenceFormatError",
     "InputError",
     "NotAvailableError",
+    "NotTrustedError",
     "OrderError",
     "PeerChangedError",
     "RefusedError",
@@ -78,6 +80,10 @@ class RefusedError(TransportError):
 
 class PeerChangedError(CosmianVmError):
     """A connection to what should be the machine just appraised shows another key: nothing is sent over it."""
+
+
+class NotTrustedError(CosmianVmError):
+    """The machine is not trusted, not the one that is meant, or not ours; the order was not given."""
 
 
 class AttesterError(CosmianVmError):

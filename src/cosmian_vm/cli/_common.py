@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from cosmian_vm.errors import CosmianVmError, InputError, PeerChangedError, TransportError
+from cosmian_vm.errors import CosmianVmError, InputError, NotTrustedError, PeerChangedError, TransportError
 
 if TYPE_CHECKING:
     from cosmian_vm.client import AgentClient
@@ -74,7 +74,7 @@ def exit_status(error: CosmianVmError) -> int:
     """The exit status that an error stands for."""
     if isinstance(error, TransportError):
         return NO_EVIDENCE
-    return NOT_TRUSTED if isinstance(error, PeerChangedError) else USAGE
+    return NOT_TRUSTED if isinstance(error, PeerChangedError | NotTrustedError) else USAGE
 
 
 def read_file(path: str, limit: int = MAX_FILE) -> bytes:
@@ -96,8 +96,11 @@ def read_file(path: str, limit: int = MAX_FILE) -> bytes:
     return raw
 
 
-def write_atomically(path: str, content: bytes) -> None:
-    """Write a whole file or nothing: to a temporary file beside it, then renamed. Raises InputError."""
+def write_atomically(path: str, content: bytes, *, private: bool = False) -> None:
+    """Write a whole file or nothing: to a temporary file beside it, then renamed. ``private``: for the user alone.
+
+    Raises InputError.
+    """
     import tempfile
     from pathlib import Path
 
@@ -109,7 +112,7 @@ def write_atomically(path: str, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).chmod(0o600 if private else 0o666 & ~_umask())
         Path(temporary).replace(target)
     except (OSError, ValueError) as exc:
         raise InputError(f"{path}: cannot be written: {getattr(exc, 'strerror', None) or exc}") from exc

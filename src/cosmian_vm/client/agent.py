@@ -145,7 +145,7 @@ class AgentClient:
         self._order("DELETE", path, accept=(200, 404, 409), headers=order)
         give_up = time.monotonic() + _SNAPSHOT_WAIT
         pause, longest = _POLL
-        ask = self._order  # the first call orders it, the others only read
+        ask: Callable[..., Answer] = self._order  # the first call orders it, the others only read
         while time.monotonic() < give_up:
             try:
                 answer = ask(
@@ -193,7 +193,7 @@ class AgentClient:
         return self._decoded(self._channel.call("GET", wire.OWNER).body, wire.OwnersAnswer, wire.OWNER)
 
     def claim(self) -> wire.OwnersAnswer:
-        """Make ``owner`` the owner of a machine that nobody owns. Raises RefusedError (409: somebody else was first)."""
+        """Make ``owner`` the owner of a machine that nobody owns. Raises RefusedError (409: somebody else is)."""
         return self._decoded(self._order("POST", wire.OWNER_CLAIM).body, wire.OwnersAnswer, wire.OWNER_CLAIM)
 
     def change_owners(self, target: str, owner: str) -> wire.OwnersAnswer:

@@ -112,7 +112,7 @@ def store(folder: Path, private: Ed25519PrivateKey, *, replace: bool) -> None:
 def export(key: OwnerKey, path: Path, passphrase: bytes | None) -> None:
     """Write a backup to a new file, readable by its user alone. Raises InputError where there is one already."""
     try:
-        _write_private(path, _pem(key._private, passphrase))  # noqa: SLF001 - the module's own class
+        _write_private(path, _pem(key._private, passphrase))
     except FileExistsError as exc:
         raise InputError(f"{path}: is there already, and is not overwritten") from exc
     except OSError as exc:
