@@ -19,6 +19,7 @@ from cosmian_vm.agent.collector import Collector
 from cosmian_vm.agent.config import AgentConfig, AppConfig, ServiceType
 from cosmian_vm.agent.front import create_app
 from cosmian_vm.agent.server import listen, serve
+from cosmian_vm.agent.service_log import ServiceState
 from cosmian_vm.agent.storage import Storage
 from cosmian_vm.agent.tls import TlsIdentity
 from cosmian_vm.attester.platform import FileScope, Platform, TpmQuote
@@ -44,6 +45,12 @@ class Service:
 
     def stop(self) -> None:
         self.calls.append("stop")
+
+    def state(self) -> ServiceState:
+        return ServiceState(True, "running")
+
+    def log(self, lines: int) -> list[str]:
+        return [str(lines)]
 
 
 class OurAgent:
