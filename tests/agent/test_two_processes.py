@@ -220,8 +220,8 @@ def test_the_front_imports_no_device_and_nothing_of_the_collector() -> None:
     loaded = set(done.stdout.split())
     ours = {name.removeprefix("cosmian_vm.") for name in loaded if name.startswith("cosmian_vm.")}
     rooms = {name.partition(".")[0] for name in ours}
-    assert rooms <= {"agent", "certificates", "errors", "evidence", "wire", "_reader"}
-    forbidden = {"collector", "devices", "storage", "services", "standalone", "snapshot_job", "first_launch", "main"}
+    assert rooms <= {"agent", "certificates", "errors", "evidence", "owner_proof", "wire", "_reader"}
+    forbidden = {"collector", "owner", "nonces", "application", "devices", "storage", "services", "standalone", "snapshot_job", "first_launch", "main"}
     assert not {f"agent.{name}" for name in forbidden} & ours
     assert not {"tpm2_pytss", "cffi"} & {name.partition(".")[0] for name in loaded}
 
@@ -285,8 +285,10 @@ def test_answers_and_errors_are_those_of_one_process(apart: Apart) -> None:
         (b"GET /quote/tpm?nonce=AAAA HTTP/1.1\nHost: vm", 200, b"pcr_value_hash_method"),
         (b"GET /quote/tee?nonce=AAAA HTTP/1.1\nHost: vm", 400, b"expected are 32"),
         (b"GET /snapshot HTTP/1.1\nHost: vm", 403, b"carry no proof"),
-        (b"POST /app/restart HTTP/1.1\nHost: vm\nCosmian-Vm-Api: 2", 404, b"no application"),
-        (b"DELETE /v2/snapshot HTTP/1.1\nHost: vm\nCosmian-Vm-Api: 2", 200, b"null"),
+        (b"POST /app/restart HTTP/1.1\nHost: vm\nCosmian-Vm-Api: 2", 403, b"nobody owns this machine"),
+        (b"POST /app/restart HTTP/1.1\nHost: vm\nCosmian-Vm-Proof: AAAA", 401, b"161"),
+        (b"POST /v2/nonce HTTP/1.1\nHost: vm\nContent-Length: 0", 200, b"nonce"),
+        (b"GET /v2/owner HTTP/1.1\nHost: vm", 200, b'"claimable":true'),
     ):
         reply = apart.agent.once(head)
         assert (reply.status, words in reply.body) == (status, True), (head, reply)

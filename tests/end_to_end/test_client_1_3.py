@@ -388,8 +388,10 @@ def test_their_agent_without_a_tpm(theirs: Any, cli: Any, tmp_path: Path) -> Non
 
 def test_their_agent_is_told_to_restart(theirs: Any, cli: Any) -> None:
     agent = theirs()
-    status, out = cli(agent.url, "app", "restart", judged=False)
+    status, out = cli(agent.url, "app", "restart")
+    assert (status, ("POST", "/app/restart") in agent.calls) == (1, False)
+    status, out = cli(agent.url, "app", "restart", "--api", "1")
     assert status == 0, out
-    (call,) = agent.fake.calls
+    call = agent.fake.calls[-1]
     assert (call.method, call.path, call.body) == ("POST", "/app/restart", b"")
     assert call.headers["user-agent"].startswith("cosmian-vm/")

@@ -201,7 +201,7 @@ class Owners:
         return proof
 
     def _unproven(self, names: tuple[str, ...], api: int) -> OrderError:
-        old = f"; orders of API version 1 carry none: use a client of version 2, or set {_ANYONE_LINE}"
+        old = f"; orders of API version 1 carry no proof: use a client of version 2, or set {_ANYONE_LINE}"
         if names:
             text = f"this machine is owned by {', '.join(names)} and takes orders with an owner's proof alone"
             return OrderError(text + (old if api < 2 else ""), status=401)

@@ -75,7 +75,7 @@ def means_from(
     lacking = options["without_tpm"] if reference is None else reference.without_tpm
     where = {name: options[name] for name in ("offline", "pccs") if name in options}
     return Means(
-        policy=Policy(allow_reboot=options["allow_reboot"], without_tpm=lacking),
+        policy=Policy(allow_reboot=options["allow_reboot"], without_tpm=lacking, api=int(options.get("api", "2"))),
         setup=setup_from(options["trust_roots"], options["endorsements"], **where),
         reference=reference,
         reference_name=snapshot,
@@ -116,8 +116,11 @@ def prove(client: AgentClient, target: Target, means: Means) -> None:
             click.echo(line)
     if not trusted:
         raise NotTrustedError("nothing was sent to a machine that is not trusted")
-    recognise(client, examined, means, folder)
     client.pin(examined.evidence.tls.leaf)
+    if examined.evidence.api == 1:  # asked for with --api 1: an agent of 1.3 knows no owners and proves no identity
+        client.owner = None
+        return
+    recognise(client, examined, means, folder)
     own(client, examined.evidence.owners, folder)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cosmian_vm.cli._common import TRUSTED, read_file, target_of
-from cosmian_vm.cli._options import order_options
+from cosmian_vm.cli._options import api_option, order_options
 from cosmian_vm.errors import RefusedError, TransportError
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def init(context: click.Context, *, conf: str, given: Mapping[str, Any]) -> int:
 
 
 @command.command()
+@api_option
 @click.pass_context
 @order_options
 def restart(context: click.Context, *, given: Mapping[str, Any]) -> int:
