@@ -221,7 +221,19 @@ def test_the_front_imports_no_device_and_nothing_of_the_collector() -> None:
     ours = {name.removeprefix("cosmian_vm.") for name in loaded if name.startswith("cosmian_vm.")}
     rooms = {name.partition(".")[0] for name in ours}
     assert rooms <= {"agent", "certificates", "errors", "evidence", "owner_proof", "wire", "_reader"}
-    forbidden = {"collector", "owner", "nonces", "application", "devices", "storage", "services", "standalone", "snapshot_job", "first_launch", "main"}
+    forbidden = {
+        "collector",
+        "owner",
+        "nonces",
+        "application",
+        "devices",
+        "storage",
+        "services",
+        "standalone",
+        "snapshot_job",
+        "first_launch",
+        "main",
+    }
     assert not {f"agent.{name}" for name in forbidden} & ours
     assert not {"tpm2_pytss", "cffi"} & {name.partition(".")[0] for name in loaded}
 

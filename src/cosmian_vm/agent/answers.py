@@ -74,6 +74,14 @@ class Shares:
         self._underway[client] += 1
         return client
 
+    def busiest(self) -> tuple[bytes, int]:
+        """Who has most of them underway, and how many; (b"", 0) where nobody has any."""
+        return max(self._underway.items(), key=lambda item: item[1], default=(b"", 0))
+
+    def of(self, client: bytes) -> int:
+        """How many of this client are underway."""
+        return self._underway.get(client, 0)
+
     def give_back(self, client: bytes) -> None:
         """One of its requests is over."""
         self._underway[client] -= 1
