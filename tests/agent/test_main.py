@@ -202,7 +202,7 @@ def test_wrong_usage_is_status_2() -> None:
 def test_limits_of_the_process() -> None:
     code = (
         "import resource as r; from cosmian_vm.agent import main as m;"
-        "r.setrlimit(r.RLIMIT_NOFILE, (256, r.getrlimit(r.RLIMIT_NOFILE)[1])); m._set_limits();"
+        "r.setrlimit(r.RLIMIT_NOFILE, (256, r.getrlimit(r.RLIMIT_NOFILE)[1])); m.set_limits();"
         "print(r.getrlimit(r.RLIMIT_CORE)[0], *r.getrlimit(r.RLIMIT_NOFILE))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
