@@ -135,9 +135,9 @@ def test_verify_shows_and_checks_the_owner(run: Run, agent: Any, root: Path, tmp
     assert run(*call, "snapshot", "--trust-root", root).status == 0
     (owner,) = agent.machine.owners
     verify = (*call, "verify", "-s", "cosmian_vm.snapshot", "--trust-root", root)
-    ran = run(*verify, "--verbose", "--owner", owner)
+    ran = run(*verify, "--owner", owner)
     assert ran.status == 0, ran
-    assert owner in ran.out
+    assert f"[ OK ] Verifying owner ({owner})" in ran.lines
     other = owner_key.create(tmp_path / "other").fingerprint
     assert run(*verify, "--owner", other).status == 1
     agent.machine.owners = (other,)
