@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import pwd
+import resource
 import shutil
 import stat
 from collections.abc import Iterator
@@ -183,9 +184,14 @@ def vm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedVm]
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home" / "config"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home" / "cache"))
     monkeypatch.chdir(tmp_path / "home")
-    with SimulatedVm(tmp_path / "vm", keys=VendorKeys.load(KEYS)) as vm:
-        vm.start()
-        yield vm
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))  # what the agent starts with, where nobody cared
+    try:
+        with SimulatedVm(tmp_path / "vm", keys=VendorKeys.load(KEYS)) as vm:
+            vm.start()
+            yield vm
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cosmian_vm import wire
 from cosmian_vm.agent import requests
 from cosmian_vm.agent.asgi import ASGIApp, Message, Scope
+from cosmian_vm.agent.caller import Caller
 from cosmian_vm.agent.collector import Collector
 from cosmian_vm.agent.config import AgentConfig, AppConfig, ServiceType
 from cosmian_vm.agent.front import create_app
@@ -33,7 +34,7 @@ from cosmian_vm.client import AgentClient
 from cosmian_vm.client.owner_key import create
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.machine import Machine
-from cosmian_vm.errors import RefusedError, TransportError
+from cosmian_vm.errors import OrderError, RefusedError, TransportError
 from cosmian_vm.owner_proof import PROOF_HEADER, Proof, encode_proof, fingerprint, order_message, parse_proof
 
 _Result = TypeVar("_Result")
@@ -293,6 +294,51 @@ def test_a_proof_for_another_call(talk: Any) -> None:
         assert agent.untouched
 
     talk(scene)
+
+
+def test_a_front_that_lies(simulated: Machine, config: AgentConfig) -> None:
+    """Whoever has taken the front over has the owner's proofs as they come, and gives other orders with them."""
+
+    async def scene() -> None:
+        service = Service()
+        collector = Collector(config, simulated.platform(), service=service)
+
+        async def caller(method: str, target: str, body: bytes = b"") -> Caller:
+            proof = prove(method, target, body, MINE, simulated.leaf, await collector.nonce())
+            return Caller(api=2, address="192.0.2.7", proof=proof, target=target, leaf=simulated.leaf)
+
+        await collector.claim(await caller("POST", wire.OWNER_CLAIM))
+        other = CONFIGURATION.replace(b"c2VjcmV0", b"ZXZpbGV2")
+        for order in (
+            collector.restart_app(await caller("POST", wire.OWNER_CLAIM)),
+            collector.restart_app(await caller("GET", wire.APP)),
+            collector.restart_app(await caller("GET", wire.APP_RESTART)),
+            collector.restart_app(await caller("POST", wire.APP_RESTART, b"body")),
+            collector.init_app(await caller("POST", wire.APP_INIT, CONFIGURATION), other),
+            collector.init_app(await caller("POST", wire.OWNER_ADD, CONFIGURATION), CONFIGURATION),
+            collector.app_logs(await caller("GET", f"{wire.APP_LOGS}?lines=1"), 1000),
+            collector.delete_snapshot(await caller("GET", wire.SNAPSHOT_V2)),
+        ):
+            with pytest.raises(OrderError) as caught:
+                await order
+            assert caught.value.status == 401
+        assert service.calls == []
+        await collector.restart_app(await caller("POST", wire.APP_RESTART))
+        assert service.calls == ["restart"]
+        await collector.close()
+
+    asyncio.run(scene())
+
+
+def test_anyone_may_not_read_the_applications_words(talk: Any, config: AgentConfig) -> None:
+    async def scene(agent: Agent) -> None:
+        assert (await agent("GET", wire.APP))[0] == 200
+        target = f"{wire.APP_LOGS}?lines=5"
+        for proof in (None, await agent.proof("GET", target, b"", MINE)):
+            status, told = await agent("GET", target, b"", proof)
+            assert (status, b"a word" in told) == (403, False)
+
+    talk(scene, config=replace(config, owners="anyone"))
 
 
 def test_a_proof_for_another_agent(talk: Any) -> None:

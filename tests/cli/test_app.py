@@ -265,7 +265,8 @@ def test_no_verify_says_what_it_risks(
     assert wire.EVIDENCE not in [call.path for call in agent.calls]
 
 
-def test_no_verify_needs_a_certificate(run: Run, agent: Any, conf: Path) -> None:
+def test_no_verify_needs_a_certificate(run: Run, agent: Any, conf: Path, tmp_path: Path) -> None:
+    agent.machine.owners = (owner_key.create(tmp_path / "config" / "cosmian_vm").fingerprint,)
     ran = run("--url", agent.url, "--allow-insecure-tls", "app", "init", "-c", conf, "--no-verify")
     assert ran.status == 2
     assert "--allow-insecure-tls" in ran.err
