@@ -118,6 +118,9 @@ def test_the_services_user_alone_reads_it(config: AgentConfig) -> None:
         assert (folder.stat().st_uid, stat.S_IMODE(folder.stat().st_mode)) == (0, 0o701)  # to pass, not to list
     Storage(config).write_app_configuration(app, b"again")
     assert file.read_bytes() == b"again"
+    config.data_storage.chmod(0o700)  # as a service manager does that starts the agent again
+    Application(replace(config, app=app), Storage(config))
+    assert stat.S_IMODE(config.data_storage.stat().st_mode) == 0o701
 
 
 def test_a_user_that_there_is_not(config: AgentConfig) -> None:

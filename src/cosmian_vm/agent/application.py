@@ -8,7 +8,7 @@ from cosmian_vm.agent.config import AgentConfig, AppConfig
 from cosmian_vm.agent.log import LOGGER
 from cosmian_vm.agent.services import Service, service_for
 from cosmian_vm.agent.storage import APP_CONFIGURATION, Storage
-from cosmian_vm.errors import EvidenceFormatError, NotAvailableError, OrderError
+from cosmian_vm.errors import AttesterError, EvidenceFormatError, NotAvailableError, OrderError
 from cosmian_vm.wire import (
     MAX_APP_CONFIGURATION,
     AppAnswer,
@@ -31,6 +31,7 @@ class Application:
             self._service = service_for(config.app, config.tmp)
         if config.app is not None:
             self._warn(config.app)
+            self._open_the_way(config.app)
 
     def init(self, body: bytes) -> None:
         """Write ``app.conf`` and start the application with it. ``body``: of ``POST /app/init``.
@@ -68,6 +69,13 @@ class Application:
         if self._app is None or self._service is None:
             raise NotAvailableError("this machine has no application (agent.toml has no section [app])")
         return self._app, self._service
+
+    def _open_the_way(self, app: AppConfig) -> None:
+        try:
+            if self._storage.locked() is None:
+                self._storage.let_through(app)
+        except (OSError, AttesterError) as exc:
+            LOGGER.warning("the application's user %s may not reach %s: %s", app.user, app.storage, exc)
 
     def _warn(self, app: AppConfig) -> None:
         if self._storage.locked() is None and not self._storage.on_container(app.storage):

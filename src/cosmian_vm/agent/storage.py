@@ -104,6 +104,13 @@ class Storage:
         except OSError as exc:
             raise AttesterError(f"{place} cannot be written: {exc.strerror or exc}; the old one stays") from exc
 
+    def let_through(self, app: AppConfig) -> None:
+        """Keep the way to ``app.conf`` open for the application's user, where it is there already: whoever starts the
+        agent may have closed the folder above. Raises OSError, AttesterError.
+        """
+        if self.has_app_configuration(app) and _ids(app.user) is not None:
+            self._let_through(app.storage)
+
     def _refuse_detour(self, folder: Path) -> None:
         """Of a folder below ``data_storage``, no part may be a link that leads elsewhere: what runs on this machine
         must not choose where secrets go. Raises AttesterError.
