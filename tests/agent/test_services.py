@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -86,6 +87,32 @@ def test_standalone_starts_restarts_and_stops(script: Script, app: Callable[...,
     assert not alive(second)
     assert service.pid is None
     service.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to start a program as another user takes root")
+def test_standalone_runs_as_its_user(script: Script, tmp_path: Path) -> None:
+    path = script("helloworld", "id -u; id -g; id -G; cat app.conf; exec sleep 60")
+    for folder in (tmp_path, *list(tmp_path.parents)[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o011)
+    (tmp_path / "app").mkdir(mode=0o701)
+    (tmp_path / "app" / "app.conf").write_text("configured\n")
+    service = Standalone("helloworld", folder=tmp_path / "app", state=tmp_path / "tmp", user="nobody", path=path)
+    try:
+        service.restart()
+        nobody = pwd.getpwnam("nobody")
+        assert service.log(10) == [
+            str(nobody.pw_uid),
+            str(nobody.pw_gid),
+            " ".join(map(str, os.getgrouplist("nobody", nobody.pw_gid))),
+            "configured",
+        ]
+        assert service.state().running
+    finally:
+        service.stop()
+    with pytest.raises(AttesterError, match="there is no user nosuchuser"):
+        Standalone(
+            "helloworld", folder=tmp_path / "app", state=tmp_path / "tmp", user="nosuchuser", path=path
+        ).restart()
 
 
 def test_standalone_is_known_to_the_next_agent(script: Script, app: Callable[..., Standalone]) -> None:

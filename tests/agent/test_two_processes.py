@@ -26,6 +26,8 @@ import pytest
 from cosmian_vm import wire
 from cosmian_vm.agent.config import AgentConfig
 from cosmian_vm.certificates import leaf_der, self_signed, spki_sha256
+from cosmian_vm.client import AgentClient, owner_key
+from cosmian_vm.errors import RefusedError
 from cosmian_vm.evidence import snp
 from cosmian_vm.evidence.binding import compute_binding, report_data
 
@@ -304,6 +306,32 @@ def test_answers_and_errors_are_those_of_one_process(apart: Apart) -> None:
     ):
         reply = apart.agent.once(head)
         assert (reply.status, words in reply.body) == (status, True), (head, reply)
+
+
+def test_orders_of_an_owner(apart: Apart, tmp_path: Path) -> None:
+    """Through both processes; the owner stays the owner when the front is another one."""
+    url = f"https://{apart.agent.host}:{apart.agent.port}"
+    key = owner_key.create(tmp_path / "config")
+    with AgentClient(url, allow_insecure_tls=True) as client:
+        client.owner = key
+        assert client.claim().owners == [key.fingerprint]
+        with pytest.raises(RefusedError, match="no application"):
+            client.app_init(os.urandom(2**20))
+        client.evidence(NONCE)
+    with AgentClient(url, allow_insecure_tls=True) as stranger:
+        for stranger.owner in (None, owner_key.create(tmp_path / "stranger")):
+            with pytest.raises(RefusedError, match=key.fingerprint):
+                stranger.app_init(os.urandom(2**20))
+    front = apart.front()
+    os.kill(front, signal.SIGKILL)
+    until_gone(front)
+    until(lambda: healthy(apart.agent))
+    with AgentClient(url, allow_insecure_tls=True) as client:
+        client.owner = key
+        with pytest.raises(RefusedError, match="no application"):
+            client.app_restart()
+    assert f"order: claim by {key.fingerprint} from 127.0.0.1: done" in apart.said()
+    assert (apart.config.data / "owners.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_many_at_once(apart: Apart) -> None:

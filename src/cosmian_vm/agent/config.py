@@ -51,7 +51,7 @@ class AppConfig:
     """Section ``[app]``. ``storage``: absolute path of the folder that ``app.conf`` is written to.
 
     ``service_name``: the unit's or program's name for supervisor and systemd; for standalone the program itself.
-    ``user``: whose ``app.conf`` is, and who alone can read it beside root.
+    ``user``: whose ``app.conf`` is, who alone can read it beside root, and whom a standalone program runs as.
     """
 
     service_type: ServiceType

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import pwd
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["make_folder", "write_atomically"]
+from cosmian_vm.errors import AttesterError
+
+__all__ = ["make_folder", "user_ids", "write_atomically"]
 
 
 def make_folder(path: Path) -> None:
@@ -43,3 +46,17 @@ def write_atomically(path: Path, content: bytes, mode: int, owner: tuple[int, in
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def user_ids(user: str) -> tuple[int, int] | None:
+    """Uid and gid of the application's user; None where it is the one that we are.
+
+    Raises AttesterError where there is no such user.
+    """
+    if user == "root":
+        return None
+    try:
+        found = pwd.getpwnam(user)
+    except KeyError as exc:
+        raise AttesterError(f"[app] user: there is no user {user}; it has to be made first") from exc
+    return None if found.pw_uid == os.geteuid() else (found.pw_uid, found.pw_gid)

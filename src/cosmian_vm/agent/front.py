@@ -246,9 +246,13 @@ class _Front:
         return json_answer({"status": "ok"})
 
     def _caller(self, request: Request) -> Caller:
-        """Whoever gives an order. Raises OrderError where the client gives too many."""
-        self._orders_given.take(request.address)
-        return requests.caller(request)
+        """Whoever gives an order. Raises OrderError where a client gives too many without a proof; one with a proof is
+        quickly told, and must not be kept out by its neighbours.
+        """
+        caller = requests.caller(request)
+        if not caller.proof:
+            self._orders_given.take(request.address)
+        return caller
 
     async def _encoded(self, request: Request, encode: Callable[[], bytes]) -> Answer:
         """A large answer, encoded and compressed beside the event loop."""

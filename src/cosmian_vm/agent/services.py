@@ -52,7 +52,7 @@ def service_for(app: AppConfig, tmp: Path, *, path: str = SYSTEM_PATH) -> Servic
         return Systemd(app.service_name, path=path)
     if app.service_type is ServiceType.SUPERVISOR:
         return Supervisor(app.service_name, path=path)
-    return Standalone(app.service_name, folder=app.storage, state=tmp, path=path)
+    return Standalone(app.service_name, folder=app.storage, state=tmp, user=app.user, path=path)
 
 
 class Systemd:

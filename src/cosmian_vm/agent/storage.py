@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import pwd
 from pathlib import Path
 
 from cosmian_vm.agent.config import AgentConfig, AppConfig
-from cosmian_vm.agent.files import make_folder, write_atomically
+from cosmian_vm.agent.files import make_folder, user_ids, write_atomically
 from cosmian_vm.errors import AttesterError, InputError, OrderError
 from cosmian_vm.luks.place import Place
 
@@ -95,7 +94,7 @@ class Storage:
         self.require_open()
         place = app.storage / APP_CONFIGURATION
         try:
-            owner = _ids(app.user)
+            owner = user_ids(app.user)
             self._refuse_detour(app.storage)
             make_folder(app.storage)
             if owner is not None:
@@ -108,7 +107,7 @@ class Storage:
         """Keep the way to ``app.conf`` open for the application's user, where it is there already: whoever starts the
         agent may have closed the folder above. Raises OSError, AttesterError.
         """
-        if self.has_app_configuration(app) and _ids(app.user) is not None:
+        if self.has_app_configuration(app) and user_ids(app.user) is not None:
             self._let_through(app.storage)
 
     def _refuse_detour(self, folder: Path) -> None:
@@ -148,14 +147,3 @@ class Storage:
             if mounted == point:
                 device = fields[2]
         return device
-
-
-def _ids(user: str) -> tuple[int, int] | None:
-    """Uid and gid; None where the file stays ours. Raises AttesterError where there is no such user."""
-    if user == "root":
-        return None
-    try:
-        found = pwd.getpwnam(user)
-    except KeyError as exc:
-        raise AttesterError(f"[app] user: there is no user {user}; the old configuration stays") from exc
-    return None if found.pw_uid == os.geteuid() else (found.pw_uid, found.pw_gid)
