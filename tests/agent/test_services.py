@@ -90,13 +90,15 @@ def test_standalone_starts_restarts_and_stops(script: Script, app: Callable[...,
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="to start a program as another user takes root")
-def test_standalone_runs_as_its_user(script: Script, tmp_path: Path) -> None:
-    path = script("helloworld", "id -u; id -g; id -G; cat app.conf; exec sleep 60")
-    for folder in (tmp_path, *list(tmp_path.parents)[:-2]):
-        folder.chmod(folder.stat().st_mode | 0o011)
-    (tmp_path / "app").mkdir(mode=0o701)
-    (tmp_path / "app" / "app.conf").write_text("configured\n")
-    service = Standalone("helloworld", folder=tmp_path / "app", state=tmp_path / "tmp", user="nobody", path=path)
+def test_standalone_runs_as_its_user() -> None:
+    place = Path(tempfile.mkdtemp(dir="/tmp", prefix="cosmian-"))  # pytest's own folders are for root alone
+    place.chmod(0o711)
+    (place / "app").mkdir(mode=0o701)
+    (place / "app" / "app.conf").write_text("configured\n")
+    program = place / "helloworld"
+    program.write_text("#!/bin/sh\nid -u; id -g; id -G; cat app.conf; exec sleep 60\n")
+    program.chmod(0o755)
+    service = Standalone("helloworld", folder=place / "app", state=place / "tmp", user="nobody", path=str(place))
     try:
         service.restart()
         nobody = pwd.getpwnam("nobody")
@@ -107,12 +109,12 @@ def test_standalone_runs_as_its_user(script: Script, tmp_path: Path) -> None:
             "configured",
         ]
         assert service.state().running
+        service.stop()
+        with pytest.raises(AttesterError, match="there is no user nosuchuser"):
+            Standalone("helloworld", folder=place, state=place / "tmp", user="nosuchuser", path=str(place)).restart()
     finally:
         service.stop()
-    with pytest.raises(AttesterError, match="there is no user nosuchuser"):
-        Standalone(
-            "helloworld", folder=tmp_path / "app", state=tmp_path / "tmp", user="nosuchuser", path=path
-        ).restart()
+        shutil.rmtree(place)
 
 
 def test_standalone_is_known_to_the_next_agent(script: Script, app: Callable[..., Standalone]) -> None:
