@@ -43,6 +43,7 @@ def command() -> None:
 @click.pass_context
 def show(context: click.Context, *, make: bool) -> int:
     """Your key's fingerprint and file; with --url, who owns that machine, as its agent says (verify proves it)."""
+    from cosmian_vm.cli.render import printable
     from cosmian_vm.client.owner_key import config_folder, create, load
 
     folder = config_folder()
@@ -56,7 +57,7 @@ def show(context: click.Context, *, make: bool) -> int:
         with target.client() as client:
             told = client.owners()
         nobody = "nobody yet: the first order claims it" if told.claimable else "nobody"
-        click.echo(f"{client.url} is owned by {', '.join(told.owners) or nobody}")
+        click.echo(printable(f"{client.url} is owned by {', '.join(told.owners) or nobody}"))
     return TRUSTED
 
 
@@ -84,7 +85,7 @@ def remove(context: click.Context, *, fingerprint: str, given: Mapping[str, Any]
 
 def _change(context: click.Context, what: str, fingerprint: str, given: Mapping[str, Any]) -> int:
     from cosmian_vm.cli._orders import means_from, prove
-    from cosmian_vm.cli.render import OK, WARNING
+    from cosmian_vm.cli.render import OK, WARNING, printable
     from cosmian_vm.owner_proof import parse_fingerprint
 
     try:
@@ -95,7 +96,7 @@ def _change(context: click.Context, what: str, fingerprint: str, given: Mapping[
     with target.client() as client:
         prove(client, target, means_from(given))
         told = client.change_owners(what, fingerprint)
-    click.echo(f"{OK} {client.url} is owned by {', '.join(told.owners)}")
+    click.echo(f"{OK} " + printable(f"{client.url} is owned by {', '.join(told.owners)}"))
     click.echo(f"{WARNING} Snapshots that were taken before name other owners, and verify says so: take a new one")
     return TRUSTED
 
