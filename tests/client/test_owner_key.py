@@ -114,8 +114,10 @@ def test_a_key_of_another_kind(tmp_path: Path) -> None:
 def test_where_it_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert owner_key.config_folder() == tmp_path / "cosmian_vm"
-    monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
+    assert owner_key.config_folder() == tmp_path / ".config" / "cosmian_vm"
+    monkeypatch.delenv("XDG_CONFIG_HOME")
     assert owner_key.config_folder() == tmp_path / ".config" / "cosmian_vm"
     monkeypatch.delenv("HOME")
     with pytest.raises(InputError, match="XDG_CONFIG_HOME"):

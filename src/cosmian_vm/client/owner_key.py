@@ -32,7 +32,9 @@ def config_folder() -> Path:
     if sys.platform == "win32":
         base = os.environ.get("APPDATA")
     else:
-        base = os.environ.get("XDG_CONFIG_HOME") or ("~/.config" if os.environ.get("HOME") else None)
+        base = os.environ.get("XDG_CONFIG_HOME")
+        if not base or not Path(base).is_absolute():  # a relative one is to be ignored, says its specification
+            base = "~/.config" if os.environ.get("HOME") else None
     if not base:
         raise InputError("there is no folder for the owner's key: set XDG_CONFIG_HOME (or HOME)")
     return Path(base).expanduser() / "cosmian_vm"
@@ -105,6 +107,7 @@ def store(folder: Path, private: Ed25519PrivateKey, *, replace: bool) -> None:
         finally:
             with suppress(FileNotFoundError):
                 temporary.unlink()
+        _settle(folder)
     except OSError as exc:
         raise InputError(f"{path}: the owner's key cannot be written: {exc.strerror or exc}") from exc
 
@@ -169,6 +172,17 @@ def _require_private(path: Path, seen: os.stat_result | None = None) -> None:
     if seen.st_mode & (0o022 if folder else 0o077):
         remedy = f"chmod {'700' if folder else '600'} {path}"
         raise InputError(f"{path}: others can use it, so the owner's key may be known to them; if it is not: {remedy}")
+
+
+def _settle(folder: Path) -> None:
+    """On the disk before anything is claimed with it: whoever loses the key loses the machine. Raises OSError."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_private(path: Path, content: bytes) -> None:
