@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cosmian_vm import wire
 from cosmian_vm.certificates import self_signed, spki_sha256
+from cosmian_vm.cli._machines import Machines, identity_of
 from cosmian_vm.client import owner_key
 from cosmian_vm.devkit.machine import Machine
 from cosmian_vm.evidence.snp import parse_report
@@ -202,6 +203,46 @@ def test_each_order_has_a_proof_for_this_connection_and_body(init: Run, agent: A
     assert proof.body_sha256 == sha256(call.body).digest()
     message = order_message("POST", wire.APP_INIT, proof.body_sha256, spki_sha256(call.leaf), bytes(32))
     Ed25519PublicKey.from_public_bytes(proof.key).verify(proof.signature, message)
+
+
+def test_a_snapshot_of_before_the_claim(
+    init: Run, run: Run, agent: Any, taken: Path, root: Path, tmp_path: Path
+) -> None:
+    """It names nobody: that it is we who own the machine now is no surprise; anybody else is."""
+    for _ in range(2):
+        ran = init("--snapshot", taken)
+        assert ran.status == 0, ran
+    verify = ("--url", agent.url, "--allow-insecure-tls", "verify", "-s", taken, "--trust-root", root)
+    ran = run(*verify)
+    assert ran.status == 1
+    assert "--owner, or take a new snapshot" in ran.out
+    assert run(*verify, "--owner", key_of(tmp_path).fingerprint).status == 0
+    agent.machine.owners = (owner_key.create(tmp_path / "theirs").fingerprint,)
+    before = sent(agent)
+    assert init("--snapshot", taken).status == 1
+    agent.machine.owners = (key_of(tmp_path).fingerprint, agent.machine.owners[0])
+    assert init("--snapshot", taken).status == 1
+    assert sent(agent) == before
+
+
+def test_somebody_vouches_for_the_key_now(
+    init: Run, agent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is no other machine, and is remembered; that nobody does any more, is refused."""
+    assert init("--trust-new").status == 0
+    book = Machines(tmp_path / "config" / "cosmian_vm")
+    known = book.known()[agent.url]
+    assert known.anchor == "operator"
+    true = identity_of
+    monkeypatch.setattr("cosmian_vm.cli._orders.identity_of", lambda evidence, _: true(evidence, "certificate"))
+    assert init().status == 0
+    assert book.known()[agent.url].anchor == "certificate"
+    assert init().status == 0
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    ran = init()
+    assert ran.status == 1
+    assert "anchor was certificate, is operator" in ran.err
 
 
 def test_owned_by_somebody_else(init: Run, run: Run, agent: Any, root: Path, tmp_path: Path) -> None:

@@ -65,8 +65,12 @@ def test_of_what_is_no_quote(tee: bytes | None) -> None:
 def test_each_difference_is_said_with_both_values(field: str) -> None:
     import msgspec
 
-    other = msgspec.structs.replace(ONE, **{field: "other"}, since="later")
-    assert differences(ONE, other) == {field: f"{field} was {getattr(ONE, field)}, is other"}
+    one = msgspec.structs.replace(ONE, anchor="certificate")
+    for value in ("other", None, "operator"):
+        other = msgspec.structs.replace(one, **{field: value}, since="later")
+        assert differences(one, other) == {field: f"{field} was {getattr(one, field)}, is {value}"}
+    assert differences(ONE, msgspec.structs.replace(ONE, anchor=None)) == {"anchor": "anchor was operator, is None"}
+    assert differences(ONE, msgspec.structs.replace(ONE, anchor="svsm")) == {}  # somebody vouches for it now
     assert differences(ONE, msgspec.structs.replace(ONE, since="later")) == {}
 
 

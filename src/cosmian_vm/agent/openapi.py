@@ -62,19 +62,7 @@ def openapi_document() -> _Schema:
             "post": _call("Write app.conf and start the application", _NULL, body=_of(wire.AppConfiguration))
         },
         wire.APP_RESTART: {"post": _call("Restart the application", _NULL)},
-        wire.NONCE: {"post": _call("What an owner's proof answers, usable once", _of(wire.NonceAnswer))},
-        wire.OWNER: {"get": _call("Who owns this machine", _of(wire.OwnersAnswer))},
-        wire.OWNER_CLAIM: {"post": _call("Own a machine that nobody owns; 409 otherwise", _of(wire.OwnersAnswer))},
-        wire.OWNER_ADD: {
-            "post": _call("One owner more", _of(wire.OwnersAnswer), body=_of(wire.OwnerRequest)),
-        },
-        wire.OWNER_REMOVE: {
-            "post": _call("One owner less", _of(wire.OwnersAnswer), body=_of(wire.OwnerRequest)),
-        },
-        wire.APP: {"get": _call("How the application is", _of(wire.AppAnswer))},
-        wire.APP_LOGS: {
-            "get": _call("The application's last words", _of(wire.AppLogsAnswer), query=("lines", "1 to 1000")),
-        },
+        **_owners_and_application(),
         wire.OPENAPI: {"get": _call("This document", {"type": "object"})},
         wire.HEALTH: {"get": _call("Whether the agent lives", {"type": "object"})},
     }
@@ -90,6 +78,24 @@ def openapi_document() -> _Schema:
         },
         "paths": paths,
         "components": {"schemas": components},
+    }
+
+
+def _owners_and_application() -> dict[str, _Schema]:
+    return {
+        wire.NONCE: {"post": _call("What an owner's proof answers, usable once", _of(wire.NonceAnswer))},
+        wire.OWNER: {"get": _call("Who owns this machine", _of(wire.OwnersAnswer))},
+        wire.OWNER_CLAIM: {"post": _call("Own a machine that nobody owns; 409 otherwise", _of(wire.OwnersAnswer))},
+        wire.OWNER_ADD: {
+            "post": _call("One owner more", _of(wire.OwnersAnswer), body=_of(wire.OwnerRequest)),
+        },
+        wire.OWNER_REMOVE: {
+            "post": _call("One owner less", _of(wire.OwnersAnswer), body=_of(wire.OwnerRequest)),
+        },
+        wire.APP: {"get": _call("How the application is", _of(wire.AppAnswer))},
+        wire.APP_LOGS: {
+            "get": _call("The application's last words", _of(wire.AppLogsAnswer), query=("lines", "1 to 1000")),
+        },
     }
 
 

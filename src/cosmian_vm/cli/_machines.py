@@ -28,6 +28,7 @@ __all__ = ["Identity", "Machines", "differences", "identity_of"]
 
 FILE_NAME = "known_machines.json"
 _MAX_FILE = 16 * 1024 * 1024
+_OPERATOR = "operator"
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,10 +82,15 @@ def identity_of(evidence: Evidence, anchor: str | None) -> Identity:
 
 
 def differences(known: Identity, seen: Identity) -> dict[str, str]:
-    """Field to one line with both values, for each that is not as it was."""
+    """Field to one line with both values, for each that is not as it was. That somebody vouches for the key, where it
+    was the operator alone before, is no difference.
+    """
+    names = ["tee", "measurement", "report_id", "ak_name"]
+    if known.anchor != _OPERATOR or seen.anchor is None:
+        names.append("anchor")
     return {
         name: f"{name} was {getattr(known, name)}, is {getattr(seen, name)}"
-        for name in ("tee", "measurement", "report_id", "ak_name", "anchor")
+        for name in names
         if getattr(known, name) != getattr(seen, name)
     }
 

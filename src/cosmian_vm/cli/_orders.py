@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,7 @@ from cosmian_vm.errors import NotTrustedError, RefusedError
 from cosmian_vm.owner_proof import ANYONE, UNKNOWN
 
 if TYPE_CHECKING:
+    from cosmian_vm.client.owner_key import OwnerKey
     from cosmian_vm.reference.build_reference import BuildReference
     from cosmian_vm.reference.snapshot import Snapshot
     from cosmian_vm.verifier.policy import Policy
@@ -110,6 +112,8 @@ def prove(client: AgentClient, target: Target, means: Means) -> None:
         build_name=means.build_name,
         quiet=means.quiet,
     )
+    if _claimed_since(examined, means, client.owner):
+        examined = _judged_as_ours(client, examined, means)
     trusted = examined.outcome.verdict.trusted
     if means.verbose or not (means.quiet and trusted):
         for line in lines(examined.outcome, verbose=means.verbose):
@@ -124,6 +128,32 @@ def prove(client: AgentClient, target: Target, means: Means) -> None:
     own(client, examined.evidence.owners, folder)
 
 
+def _claimed_since(examined: Examined, means: Means, key: OwnerKey | None) -> bool:
+    """Whether the snapshot is of before the claim, and the claim was ours: then the new owner is no surprise."""
+    unclaimed = means.reference is not None and means.reference.owners == ()
+    return unclaimed and key is not None and examined.evidence.owners == (key.fingerprint,)
+
+
+def _judged_as_ours(client: AgentClient, examined: Examined, means: Means) -> Examined:
+    """The same evidence, held against ourselves as the owner too."""
+    from cosmian_vm.cli._judge import judge
+
+    outcome = judge(
+        examined.evidence,
+        examined.nonce,
+        means.setup,
+        replace(means.policy, owner=examined.evidence.owners[0]),
+        url=client.url,
+        reference=means.reference,
+        reference_name=means.reference_name,
+        build=means.build,
+        build_name=means.build_name,
+        whitelist=None,
+        applications=(),
+    )
+    return Examined(examined.evidence, examined.nonce, outcome)
+
+
 def recognise(client: AgentClient, examined: Examined, means: Means, folder: Path) -> None:
     """Step 2. Raises NotTrustedError, UsageError."""
     anchor = getattr(examined.outcome, "anchor", None) or "operator"
@@ -132,16 +162,17 @@ def recognise(client: AgentClient, examined: Examined, means: Means, folder: Pat
     known = machines.known().get(client.url)
     if known is not None:
         changed = differences(known, seen)
-        if not changed:
+        if not changed and known.anchor == seen.anchor:
             return
-        if set(changed) != {"report_id"} or not means.policy.allow_reboot:
+        if changed and (set(changed) != {"report_id"} or not means.policy.allow_reboot):
             raise NotTrustedError(
                 f"{client.url}: this is not the machine that is remembered since {known.since or 'long'}: "
                 f"{'; '.join(changed.values())}; nothing was sent. If you know why: "
                 f"cosmian_vm known remove {client.url}"
                 + (", or --allow-reboot if it was stopped and started again" if set(changed) == {"report_id"} else "")
             )
-        click.echo(f"{WARNING} Launched anew since it was remembered: {changed['report_id']}")
+        if changed:
+            click.echo(f"{WARNING} Launched anew since it was remembered: {changed['report_id']}")
     elif means.secret and means.reference is None and means.build is None:
         _ask(client.url, seen, trust_new=means.trust_new)
     if means.remember:

@@ -291,7 +291,9 @@ def _owner(evidence: Evidence, reference: Snapshot | None, policy: Policy) -> Ch
     if policy.owner is not None and policy.owner not in owners:
         return fail("vm.owner", f"The machine is owned by {named}, not by {policy.owner}")
     if reference is not None and reference.owners is not None and tuple(sorted(reference.owners)) != owners:
-        then = ", ".join(sorted(reference.owners)) or "nobody"
+        if not reference.owners and owners == (policy.owner,):
+            return ok("vm.owner", f"The machine is owned by {named}, who claimed it after the snapshot was taken")
+        then = ", ".join(sorted(reference.owners)) or "nobody (if that is you: --owner, or take a new snapshot)"
         return fail("vm.owner", f"The machine is owned by {named}; when the snapshot was taken it was {then}")
     if evidence.api == 1:
         return skip("vm.owner", "Version 1 of the protocol does not tell who owns the machine")
