@@ -163,6 +163,19 @@ def test_launched_anew(init: Run, agent: Any, machine: Machine, taken: Path) -> 
     assert init().status == 0
 
 
+def test_a_snapshot_of_what_was_launched_anew(run: Run, agent: Any, machine: Machine, root: Path) -> None:
+    """Its snapshot has to be taken anew, and so has what is remembered."""
+    snapshot = ("--url", agent.url, "--allow-insecure-tls", "snapshot", "--trust-root", root)
+    assert run(*snapshot).status == 0
+    machine.reboot(new_instance=b"relaunched")
+    ran = run(*snapshot)
+    assert ran.status == 1
+    assert "known remove" in ran.err
+    assert "--allow-reboot" not in ran.err
+    assert run("known", "remove", agent.url).status == 0
+    assert run(*snapshot).status == 0
+
+
 def test_what_is_remembered_cannot_be_read(init: Run, agent: Any, tmp_path: Path) -> None:
     """Then nothing is new: everything would be."""
     folder = tmp_path / "config" / "cosmian_vm"

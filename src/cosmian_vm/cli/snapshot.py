@@ -104,7 +104,7 @@ def _made_ours(client: AgentClient, examined: Examined, policy: Policy, setup: S
     from cosmian_vm.client.owner_key import config_folder
 
     folder = config_folder()
-    recognise(client, examined, Means(policy, setup, remember=True), folder)
+    recognise(client, examined, Means(policy, setup, remember=True, rebootable=False), folder)
     return replace(examined.evidence, owners=own(client, examined.evidence.owners, folder))
 
 
