@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import os
 import socket
 from pathlib import Path
@@ -64,6 +65,16 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _nobodys_configuration(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Owner's key and remembered machines of a test are its own, and never those of whoever runs it."""
+    folder = tmp_path_factory.getbasetemp() / f"configuration-{os.getpid()}-{next(_numbers)}"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

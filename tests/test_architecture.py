@@ -52,13 +52,14 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "verifier": (_BASE | _VERIFIER, _PURE_NEVER | {"tpm2_pytss"}),
     "inspection": (_BASE | _VERIFIER | {"inspection", "wire"}, _PURE_NEVER | {"tpm2_pytss"}),
     "attester": (_BASE | {"evidence", "attester", "_tss"}, {"http", "ssl", "urllib"}),
+    "owner_proof": (_BASE, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "wire": (_BASE | {"evidence", "reference.snapshot"}, _NETWORK | {"subprocess", "cryptography"}),
     "client": (
-        _BASE | {"evidence", "reference.snapshot", "certificates", "wire", "client"},
+        _BASE | {"evidence", "reference.snapshot", "certificates", "wire", "owner_proof", "client"},
         {"tpm2_pytss", "subprocess"},
     ),
     "agent": (
-        _BASE | {"evidence", "attester", "reference", "wire", "certificates", "agent", "luks", "_run"},
+        _BASE | {"evidence", "attester", "reference", "wire", "owner_proof", "certificates", "agent", "luks", "_run"},
         {"http", "urllib"},
     ),
     "luks": (_BASE | {"luks", "_run", "_tss"}, _NETWORK | {"subprocess", "cryptography", "msgspec"}),
@@ -75,7 +76,7 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
         {"tpm2_pytss", "subprocess"},
     ),
     "cli": (
-        _BASE | _VERIFIER | {"cli", "client", "inspection", "wire"},
+        _BASE | _VERIFIER | {"cli", "client", "inspection", "wire", "owner_proof"},
         {"tpm2_pytss", "subprocess"},
     ),
 }

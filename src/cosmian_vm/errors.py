@@ -9,6 +9,7 @@ CosmianVmError
 │   └── RefusedError      the agent answered, with an HTTP status that is no answer  (exit 3)
 ├── IssuanceError         a CA did not issue the certificate that was ordered
 ├── PeerChangedError      the machine that was appraised is no longer the one that answers (exit 1)
+├── NotTrustedError       a machine that is not trusted, not the one meant, or not ours: nothing is sent (exit 1)
 ├── AttesterError         a device of this machine failed (agent side)
 │   ├── NotAvailableError the machine has no such device
 │   └── CredentialRefusedError  the TPM does not activate a credential: it was made for other keys
@@ -28,6 +29,7 @@ __all__ = [
     "InputError",
     "IssuanceError",
     "NotAvailableError",
+    "NotTrustedError",
     "OrderError",
     "PeerChangedError",
     "RefusedError",
@@ -86,6 +88,10 @@ class IssuanceError(CosmianVmError):
 
 class PeerChangedError(CosmianVmError):
     """A connection to what should be the machine just appraised shows another key: nothing is sent over it."""
+
+
+class NotTrustedError(CosmianVmError):
+    """The machine is not trusted, not the one that is meant, or not ours; the order was not given."""
 
 
 class AttesterError(CosmianVmError):

@@ -19,17 +19,26 @@ from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk, SvsmReport, T
 __all__ = [
     "ACTIVATE",
     "API_VERSIONS",
+    "APP",
     "APP_INIT",
+    "APP_LOGS",
     "APP_RESTART",
     "EVIDENCE",
     "HEALTH",
     "IMA_ASCII",
     "IMA_BINARY",
+    "MAX_APP_BODY",
     "MAX_APP_CONFIGURATION",
     "MAX_CREDENTIAL_BLOB",
     "MAX_CREDENTIAL_SECRET",
+    "MAX_LOG_LINES",
+    "NONCE",
     "OPENAPI",
     "ORDER_HEADER",
+    "OWNER",
+    "OWNER_ADD",
+    "OWNER_CLAIM",
+    "OWNER_REMOVE",
     "QUOTE_TEE",
     "QUOTE_TPM",
     "SNAPSHOT_V1",
@@ -37,10 +46,15 @@ __all__ = [
     "VERSION",
     "ActivateAnswer",
     "ActivateRequest",
+    "AppAnswer",
     "AppConfiguration",
+    "AppLogsAnswer",
     "EkAnswer",
     "EvidenceAnswer",
     "EvidenceRequest",
+    "NonceAnswer",
+    "OwnerRequest",
+    "OwnersAnswer",
     "PlatformAkAnswer",
     "SavedEvidence",
     "SnapshotProgress",
@@ -72,6 +86,13 @@ VERSION = "/version"
 EVIDENCE = "/v2/evidence"
 ACTIVATE = "/v2/activate"
 SNAPSHOT_V2 = "/v2/snapshot"
+NONCE = "/v2/nonce"
+OWNER = "/v2/owner"
+OWNER_CLAIM = "/v2/owner/claim"
+OWNER_ADD = "/v2/owner/add"
+OWNER_REMOVE = "/v2/owner/remove"
+APP = "/v2/app"
+APP_LOGS = "/v2/app/logs"
 OPENAPI = "/openapi.json"
 HEALTH = "/health"
 
@@ -82,6 +103,12 @@ MAX_APP_CONFIGURATION = 16 * 1024 * 1024
 """Largest application configuration, in bytes, after base64."""
 MAX_CREDENTIAL_BLOB, MAX_CREDENTIAL_SECRET = 256, 1024
 """Largest TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET, in bytes: more than any TPM makes."""
+
+MAX_APP_BODY = (MAX_APP_CONFIGURATION + 2) // 3 * 4 + 4096
+"""Largest body of ``POST /app/init``: base64 of the configuration, and JSON around it."""
+
+MAX_LOG_LINES = 1000
+"""Lines of an application's log that can be asked for."""
 
 
 # What evidence holds at most, but for the IMA list: whoever answers may not be an agent at all, and a few kilobytes on
@@ -201,6 +228,46 @@ class AppConfiguration(msgspec.Struct, frozen=True, kw_only=True):
     """``POST /app/init``: ``content`` is base64 without padding."""
 
     content: str
+
+
+class NonceAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """``POST /v2/nonce``: what an owner's proof answers, 32 bytes, usable once and for a short time."""
+
+    nonce: Annotated[bytes, Meta(min_length=32, max_length=32)]
+
+
+class OwnersAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /v2/owner``, and the answer to what changes it. ``owners`` as in evidence; ``claimable``: nobody owns the
+    machine, and its configuration leaves that to whoever comes first.
+    """
+
+    owners: _Owners
+    claimable: bool
+
+
+class OwnerRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """``POST /v2/owner/add``, ``POST /v2/owner/remove``: whom, as ``owner_proof.fingerprint`` writes it."""
+
+    owner: Annotated[str, Meta(max_length=256)]
+
+
+class AppAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /v2/app``. ``state``: in the words of what keeps the application running. ``configured``: ``app.conf`` is
+    there. ``encrypted``: it lies on the encrypted container.
+    """
+
+    service_type: Annotated[str, Meta(max_length=64)]
+    service_name: Annotated[str, Meta(max_length=4096)]
+    running: bool
+    state: Annotated[str, Meta(max_length=1000)]
+    configured: bool
+    encrypted: bool
+
+
+class AppLogsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /v2/app/logs?lines=N``: the last lines that the application wrote, printable, oldest first."""
+
+    lines: Annotated[list[Annotated[str, Meta(max_length=4096)]], Meta(max_length=MAX_LOG_LINES)]
 
 
 class TpmQuoteV1(msgspec.Struct, frozen=True, kw_only=True):

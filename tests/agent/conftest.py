@@ -9,20 +9,26 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from cosmian_vm import wire
 from cosmian_vm.agent.asgi import ASGIApp, Message, Scope
 from cosmian_vm.agent.collector import Collector
 from cosmian_vm.agent.config import AgentConfig
 from cosmian_vm.agent.front import create_app
+from cosmian_vm.agent.service_log import ServiceState
 from cosmian_vm.agent.services import Service
 from cosmian_vm.attester.platform import FileScope, Platform
+from cosmian_vm.certificates import spki_sha256
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.machine import Machine
+from cosmian_vm.owner_proof import PROOF_HEADER, Proof, encode_proof, order_message
 
 KEYS = Path(__file__).resolve().parent.parent / "data" / "devkit_amd"
 _Result = TypeVar("_Result")
@@ -92,11 +98,27 @@ class Asgi:
         assert int(got["content-length"]) == len(whole)
         return Reply(sent[0]["status"], got, whole)
 
+    async def prove(self, method: str, target: str, body: bytes, private: Ed25519PrivateKey) -> dict[str, str]:
+        """The header of an order: a nonce is fetched, and all is signed."""
+        told = msgspec.json.decode((await self("POST", wire.NONCE)).body, type=wire.NonceAnswer)
+        assert self.leaf is not None
+        hashed = sha256(body).digest()
+        message = order_message(method, target, hashed, spki_sha256(self.leaf), told.nonce)
+        proof = Proof(private.public_key().public_bytes_raw(), told.nonce, hashed, private.sign(message))
+        return {PROOF_HEADER: encode_proof(proof)}
+
+    async def order(
+        self, method: str, target: str, body: bytes = b"", *, by: Ed25519PrivateKey, address: str = "192.0.2.7"
+    ) -> Reply:
+        """An order with the proof of ``by``."""
+        return await self(method, target, body, await self.prove(method, target, body, by), address=address)
+
 
 @dataclass
 class FakeService:
     calls: list[str] = field(default_factory=list)
     problem: Exception | None = None
+    lines: list[str] = field(default_factory=list)
 
     def restart(self) -> None:
         self.calls.append("restart")
@@ -105,6 +127,12 @@ class FakeService:
 
     def stop(self) -> None:
         self.calls.append("stop")
+
+    def state(self) -> ServiceState:
+        return ServiceState(bool(self.calls) and self.calls[-1] == "restart", "as told")
+
+    def log(self, lines: int) -> list[str]:
+        return self.lines[-lines:]
 
 
 @pytest.fixture(scope="session")

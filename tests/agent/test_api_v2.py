@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import zstandard
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cosmian_vm import __version__, wire
 from cosmian_vm.agent import collector as collector_module
@@ -26,7 +27,6 @@ from cosmian_vm.evidence.bundle import V2_PCRS, EndorsementKey, PlatformAk, TeeK
 
 Talk = Callable[..., Any]
 NONCE = bytes(range(32))
-V2 = {wire.ORDER_HEADER: "2"}
 
 
 def asked(nonce: bytes = NONCE, **more: object) -> bytes:
@@ -43,7 +43,7 @@ def with_app(config: AgentConfig) -> AgentConfig:
     app = AppConfig(
         service_type=ServiceType.STANDALONE, service_name="app", storage=config.data_storage / "data" / "app"
     )
-    return replace(config, app=app)
+    return replace(config, app=app, owners="anyone")
 
 
 def test_evidence_is_bound_to_nonce_leaf_and_ak(talk: Talk, machine: Machine) -> None:
@@ -302,50 +302,59 @@ def test_orders_of_version_1_need_anyone(
         return await call(method, target, body)
 
     async def version_2(call: Any) -> Any:
-        return await call(method, target, body, headers=V2)
+        owner = Ed25519PrivateKey.generate()
+        assert (await call.order("POST", "/v2/owner/claim", by=owner)).status == 200
+        refused = await version_1(call)
+        assert (refused.status, refused.headers["www-authenticate"]) == (401, "cosmian-vm-proof")
+        assert 'owners = "anyone"' in refused.text
+        return await call.order(method, target, body, by=owner)
 
-    reply = talk(version_1, config=with_app, service=service)
+    nobody = replace(with_app, owners=None)
+    reply = talk(version_1, config=nobody, service=service)
     assert reply.status == 403
     assert 'owners = "anyone"' in reply.text
     assert service.calls == []
     assert not (with_app.data_storage / "data" / "app").exists()
-    assert talk(version_1, config=replace(with_app, owners="anyone"), service=service).status in (200, 202)
-    assert talk(version_2, config=with_app, service=service).status in (200, 202)
+    assert talk(version_1, config=with_app, service=service).status in (200, 202)
+    assert talk(version_2, config=nobody, service=service).status in (200, 202)
 
 
-@pytest.mark.parametrize("value", ["1", "", "2 ", "02", "two"])
-def test_the_order_header_is_exactly_2(talk: Talk, with_app: AgentConfig, service: Any, value: str) -> None:
+@pytest.mark.parametrize("value", ["1", "2", "", "two"])
+def test_the_order_header_is_no_right(talk: Talk, with_app: AgentConfig, service: Any, value: str) -> None:
     reply = talk(
-        lambda call: call("POST", "/app/restart", headers={wire.ORDER_HEADER: value}), config=with_app, service=service
+        lambda call: call("POST", "/app/restart", headers={wire.ORDER_HEADER: value}),
+        config=replace(with_app, owners=None),
+        service=service,
     )
     assert reply.status == 403
+    assert service.calls == []
 
 
 def test_app_init_writes_and_starts(talk: Talk, with_app: AgentConfig, service: Any) -> None:
     secret = bytes(range(256)) * 5
     body = json.dumps({"content": base64.b64encode(secret).decode().rstrip("=")}).encode()
-    reply = talk(lambda call: call("POST", "/app/init", body, headers=V2), config=with_app, service=service)
+    reply = talk(lambda call: call("POST", "/app/init", body), config=with_app, service=service)
     assert (reply.status, reply.body) == (200, b"null")
     assert with_app.app is not None
     file = with_app.app.storage / "app.conf"
     assert file.read_bytes() == secret
     assert file.stat().st_mode & 0o777 == 0o400
     assert service.calls == ["restart"]
-    reply = talk(lambda call: call("POST", "/app/restart", headers=V2), config=with_app, service=service)
+    reply = talk(lambda call: call("POST", "/app/restart"), config=with_app, service=service)
     assert (reply.status, reply.body) == (200, b"null")
     assert service.calls == ["restart", "restart"]
 
 
 def test_an_app_that_does_not_start_is_an_error(talk: Talk, with_app: AgentConfig, service: Any) -> None:
     service.problem = AttesterError("app ended at once with status 3")
-    reply = talk(lambda call: call("POST", "/app/restart", headers=V2), config=with_app, service=service)
+    reply = talk(lambda call: call("POST", "/app/restart"), config=with_app, service=service)
     assert reply.status == 500
     assert reply.text.startswith("app ended at once with status 3 (error ")
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"content":"AA="}', b'{"content":"A"}', b'{"content":5}', b"\xff"])
 def test_app_init_refuses_what_is_not_base64(talk: Talk, with_app: AgentConfig, service: Any, body: bytes) -> None:
-    reply = talk(lambda call: call("POST", "/app/init", body, headers=V2), config=with_app, service=service)
+    reply = talk(lambda call: call("POST", "/app/init", body), config=with_app, service=service)
     assert reply.status == 400
     assert service.calls == []
 
@@ -357,11 +366,11 @@ def test_app_init_takes_16_mib_and_no_more(talk: Talk, with_app: AgentConfig, se
 
     async def scenario(call: Any) -> None:
         limit = wire.MAX_APP_CONFIGURATION
-        assert (await call("POST", "/app/init", body(limit), headers=V2)).status == 200
+        assert (await call("POST", "/app/init", body(limit))).status == 200
         for size in (limit + 1, limit + 2**20):
-            reply = await call("POST", "/app/init", body(size), headers=V2)
+            reply = await call("POST", "/app/init", body(size))
             assert reply.status == 413
-        huge = {**V2, "Content-Length": str(10**12)}
+        huge = {"Content-Length": str(10**12)}
         reply = await call("POST", "/app/init", b"", headers=huge)
         assert (reply.status, reply.headers["connection"]) == (413, "close")
 
@@ -370,8 +379,9 @@ def test_app_init_takes_16_mib_and_no_more(talk: Talk, with_app: AgentConfig, se
     assert (with_app.app.storage / "app.conf").stat().st_size == wire.MAX_APP_CONFIGURATION
 
 
-def test_without_an_app_section_there_is_no_app(talk: Talk) -> None:
-    reply = talk(lambda call: call("POST", "/app/restart", headers=V2))
+def test_without_an_app_section_there_is_no_app(talk: Talk, config: AgentConfig) -> None:
+    anyone = replace(config, owners="anyone")
+    reply = talk(lambda call: call("POST", "/app/restart"), config=anyone)
     assert (reply.status, "[app]" in reply.text) == (404, True)
 
 
@@ -385,7 +395,7 @@ def test_a_locked_container_declines_every_order(talk: Talk, with_app: AgentConf
             ("POST", "/app/restart", b""),
             ("POST", "/app/init", b'{"content":"AAAA"}'),
         ):
-            reply = await call(method, target, body, headers=V2)
+            reply = await call(method, target, body)
             assert (reply.status, reply.text.startswith("container locked: ")) == (503, True)
         assert (await call("POST", "/v2/evidence", asked())).status == 200
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ service_type = "supervisor"
 service_name = "cosmian_helloworld"
 app_storage = "data/app"
 """
+OWNER = "ed25519:" + base64.urlsafe_b64encode(bytes(range(32))).decode().rstrip("=")
 MINIMAL = '[agent]\ndata_storage = "/s"\nssl_certificate = "c"\nssl_private_key = "/abs/k"\n'
 
 
@@ -55,6 +57,10 @@ def test_defaults_and_paths() -> None:
     assert parse((MINIMAL + 'container_size = "2GB"').encode(), "f").container_size == 2_000_003_072
     assert parse((MINIMAL + 'container_pcrs = "7,4"').encode(), "f").container_pcrs == (4, 7)
     assert parse((MINIMAL + 'owners = "anyone"').encode(), "f").owners == "anyone"
+    assert parse((MINIMAL + f'owners = ["{OWNER}"]').encode(), "f").owners == (OWNER,)
+    app = parse((MINIMAL + APP.format("a") + 'user = "www-data"').encode(), "f").app
+    assert app is not None
+    assert app.user == "www-data"
 
 
 APP = '\n[app]\nservice_type = "standalone"\nservice_name = "{}"\napp_storage = "data/app"\n'
@@ -97,7 +103,17 @@ def test_service_names(name: str) -> None:
         (MINIMAL + 'container = "none"\ncontainer_size = "2GB"', "[agent] container_size: has no effect, there is no"),
         (MINIMAL + 'container = "none"\ncontainer_pcrs = "7"', "[agent] container_pcrs: has no effect, there is no"),
         (MINIMAL + 'owners = "everyone"', '[agent] owners: expected is "anyone"'),
-        (MINIMAL + 'owners = ["anyone"]', '[agent] owners: expected is "anyone"'),
+        (MINIMAL + 'owners = ["anyone"]', "[agent] owners: 'anyone': owner: expected is ed25519:"),
+        (MINIMAL + "owners = []", '[agent] owners: expected is "anyone"'),
+        (MINIMAL + "owners = [5]", '[agent] owners: expected is "anyone"'),
+        (MINIMAL + f'owners = ["{OWNER}", "{OWNER}"]', "[agent] owners: expected are 16 owners at most, each once"),
+        (MINIMAL + f'owners = ["{OWNER}="]', "is not base64url"),
+        (MINIMAL + f'owners = ["ed25519:{"A" * 43}"]', "of small order"),
+        (MINIMAL + APP.format("all").replace("standalone", "supervisor"), "[app] service_name: is 'all'"),
+        (MINIMAL + APP.format("a").replace("data/app", "../../etc"), "[app] app_storage: has '..' in it"),
+        (MINIMAL + APP.format("a").replace("data/app", "/var/lib/../../etc"), "[app] app_storage: has '..' in it"),
+        (MINIMAL + APP.format("a") + 'user = "a b"', "[app] user: expected is the name"),
+        (MINIMAL + APP.format("a") + 'user = "../root"', "[app] user: expected is the name"),
         (MINIMAL + "container = false", "[agent] container: expected is a string"),
         (MINIMAL + "container_size = 500", "[agent] container_size: expected is a string"),
         (MINIMAL + 'container_size = "500"', "[agent] container_size: size '500': expected is a number with a unit"),

@@ -90,3 +90,34 @@ def test_a_cancelled_call_frees_its_place() -> None:
         assert await lane.call(lambda: 1, seconds=5) == 1
 
     with_lane(scenario, capacity=1)
+
+
+def test_the_first_queue_is_served_first_and_has_its_own_places() -> None:
+    async def scenario() -> None:
+        lane = Lane("devices", capacity=3)
+        gate, begun = threading.Event(), threading.Event()
+        done: list[str] = []
+
+        def hold() -> None:
+            begun.set()
+            assert gate.wait(10)
+
+        def work(name: str) -> Callable[[], None]:
+            return lambda: done.append(name)
+
+        held = asyncio.create_task(lane.call(hold, seconds=20))
+        await asyncio.to_thread(begun.wait, 10)
+        others = [asyncio.create_task(lane.call(work(f"other {n}"), seconds=20)) for n in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(OrderError, match="too many calls"):
+            await lane.call(work("one too many"), seconds=20)
+        owners = [asyncio.create_task(lane.call(work(f"owner {n}"), seconds=20, first=True)) for n in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(OrderError, match="too many calls"):
+            await lane.call(work("one too many"), seconds=20, first=True)
+        gate.set()
+        await asyncio.gather(held, *others, *owners)
+        assert done == ["owner 0", "owner 1", "owner 2", "other 0", "other 1"]
+        lane.close()
+
+    asyncio.run(scenario())

@@ -9,10 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from cosmian_vm.agent import main
+from cosmian_vm.agent.config import AgentConfig
+from cosmian_vm.attester.platform import Platform
+from cosmian_vm.client import AgentClient
+from cosmian_vm.client.owner_key import create
+from cosmian_vm.errors import RefusedError
 
 TESTS = Path(__file__).resolve().parent.parent
 SOURCE = TESTS.parent / "src"
@@ -116,7 +124,7 @@ def test_a_signal_ends_it_in_good_order(start: Start, number: int) -> None:
     assert "Traceback" not in errors
 
 
-def test_serving_a_call_loads_and_runs_no_file(start: Start) -> None:
+def test_serving_a_call_loads_and_runs_no_file(start: Start, tmp_path: Path) -> None:
     """A published 1.3.x client has no rule for what is measured after the quote: a call must leave no new trace."""
     process, port = start("watch")
     nonce = b"A" * 43
@@ -137,6 +145,8 @@ def test_serving_a_call_loads_and_runs_no_file(start: Start) -> None:
         (b"GET /nope", b"", 404),
         (b"PUT /health", b"", 405),
         (b"\xff\xff", b"", 400),
+        (b"POST /v2/nonce", b"", 200),
+        (b"GET /v2/owner", b"", 200),
         (b"GET /snapshot", b"", 403),
         (b"POST /app/restart", b"", 403),
         (b"POST /app/init", b'{"content":"AA"}', 403),
@@ -147,6 +157,10 @@ def test_serving_a_call_loads_and_runs_no_file(start: Start) -> None:
             head = line + b" HTTP/1.1\r\nConnection: close\r\n" + more
             head += b"Content-Length: %d\r\n\r\n" % len(content)
             assert request(port, head + content) == status, line
+    with AgentClient(f"https://127.0.0.1:{port}", allow_insecure_tls=True) as client:
+        client.owner = create(tmp_path / "config")
+        with pytest.raises(RefusedError, match="403 this machine has no owner yet"):
+            client.app_restart()
     process.terminate()
     errors = process.communicate(timeout=20)[1].decode()
     serving = errors.partition("ended in good order")[0]
@@ -238,7 +252,7 @@ def test_wrong_usage_is_status_2() -> None:
 def test_limits_of_the_process() -> None:
     code = (
         "import resource as r; from cosmian_vm.agent import main as m;"
-        "r.setrlimit(r.RLIMIT_NOFILE, (256, r.getrlimit(r.RLIMIT_NOFILE)[1])); m._set_limits();"
+        "r.setrlimit(r.RLIMIT_NOFILE, (256, r.getrlimit(r.RLIMIT_NOFILE)[1])); m.set_limits();"
         "print(r.getrlimit(r.RLIMIT_CORE)[0], *r.getrlimit(r.RLIMIT_NOFILE))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -267,3 +281,18 @@ def test_errors_in_the_log_quote_no_source(caplog: pytest.LogCaptureFixture, mon
     assert text.startswith("KeyError: 'outer' [test_main.py:")
     assert "ValueError: inner line" in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(("owners", "times"), [("anyone", 1), (None, 0), (("ed25519:x",), 0)])
+def test_an_agent_that_obeys_anyone_says_so_at_every_start(
+    config: AgentConfig,
+    platform: Platform,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owners: Any,
+    times: int,
+) -> None:
+    monkeypatch.setattr(main, "_serve_once", lambda *_, **__: False)
+    with caplog.at_level("WARNING"):
+        main.run(replace(config, owners=owners), platform)
+    assert caplog.text.count('owners = "anyone": every client') == times

@@ -19,16 +19,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cosmian_vm.agent import messages, socket_client, socket_server
+from cosmian_vm.agent.caller import Caller
 from cosmian_vm.agent.messages import Failed, failed, raised
 from cosmian_vm.agent.orders import SnapshotState
-from cosmian_vm.agent.owner import Caller
 from cosmian_vm.agent.socket_client import RemoteOrders
 from cosmian_vm.agent.socket_server import OrdersServer
 from cosmian_vm.errors import AttesterError, EvidenceFormatError, NotAvailableError, OrderError
-from cosmian_vm.wire import EvidenceAnswer, SnapshotProgress, TpmAnswer, TpmQuoteV1, VersionAnswer
+from cosmian_vm.owner_proof import MAX_PROOF
+from cosmian_vm.wire import (
+    MAX_APP_BODY,
+    AppAnswer,
+    AppLogsAnswer,
+    EvidenceAnswer,
+    OwnersAnswer,
+    SnapshotProgress,
+    TpmAnswer,
+    TpmQuoteV1,
+    VersionAnswer,
+)
 
 NONCE, LEAF = bytes(range(32)), b"leaf"
-CALLER = Caller(api=2, address="192.0.2.7")
+CALLER = Caller(api=2, address="192.0.2.7", proof="p" * MAX_PROOF, target="/v2/app", leaf=LEAF)
+APP = AppAnswer(
+    service_type="systemd", service_name="app", running=True, state="active", configured=True, encrypted=False
+)
+OWNERS = OwnersAnswer(owners=["ed25519:a"], claimable=False)
 VERSION = VersionAnswer(agent_version="2", api_versions=[1, 2], tee_kind="snp", tpm=True, ima=True)
 EVIDENCE = EvidenceAnswer(
     api=2,
@@ -68,8 +83,12 @@ class Recorder:
         await self._do("version")
         return VERSION
 
-    async def evidence(self, nonce: bytes, leaf: bytes, ima_from: int) -> EvidenceAnswer:
-        await self._do("evidence", nonce, leaf, ima_from)
+    async def is_owner(self, caller: Caller) -> bool:
+        await self._do("is_owner", caller)
+        return True
+
+    async def evidence(self, nonce: bytes, leaf: bytes, ima_from: int, *, first: bool = False) -> EvidenceAnswer:
+        await self._do("evidence", nonce, leaf, ima_from, first)
         return EVIDENCE
 
     async def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
@@ -99,11 +118,42 @@ class Recorder:
     async def delete_snapshot(self, caller: Caller) -> None:
         await self._do("delete_snapshot", caller)
 
-    async def init_app(self, caller: Caller, configuration: bytes) -> None:
-        await self._do("init_app", caller, configuration)
+    async def admit_init(self, caller: Caller) -> None:
+        await self._do("admit_init", caller)
+
+    async def init_app(self, caller: Caller, body: bytes) -> None:
+        await self._do("init_app", caller, body)
 
     async def restart_app(self, caller: Caller) -> None:
         await self._do("restart_app", caller)
+
+    async def app_status(self, caller: Caller) -> AppAnswer:
+        await self._do("app_status", caller)
+        return APP
+
+    async def app_logs(self, caller: Caller, lines: int) -> AppLogsAnswer:
+        await self._do("app_logs", caller, lines)
+        return AppLogsAnswer(lines=["last", "words"])
+
+    async def nonce(self) -> bytes:
+        await self._do("nonce")
+        return NONCE
+
+    async def owners(self) -> OwnersAnswer:
+        await self._do("owners")
+        return OWNERS
+
+    async def claim(self, caller: Caller) -> OwnersAnswer:
+        await self._do("claim", caller)
+        return OWNERS
+
+    async def add_owner(self, caller: Caller, body: bytes) -> OwnersAnswer:
+        await self._do("add_owner", caller, body)
+        return OWNERS
+
+    async def remove_owner(self, caller: Caller, body: bytes) -> OwnersAnswer:
+        await self._do("remove_owner", caller, body)
+        return OWNERS
 
 
 Scenario = Callable[[RemoteOrders, Recorder, OrdersServer, Path], Awaitable[None]]
@@ -142,11 +192,13 @@ def through(folder: Path) -> Callable[..., None]:
 
 
 def test_every_order_and_its_result(through: Callable[..., None]) -> None:
-    configuration = os.urandom(16 * 2**20)
+    body = os.urandom(MAX_APP_BODY)
 
     async def scenario(orders: RemoteOrders, recorder: Recorder, *_: Any) -> None:
         assert await orders.version() == VERSION
+        assert await orders.is_owner(CALLER) is True
         assert await orders.evidence(NONCE, LEAF, 7) == EVIDENCE
+        assert await orders.evidence(NONCE, LEAF, 7, first=True) == EVIDENCE
         assert await orders.activate(b"blob", b"") == b"credential"
         assert await orders.tee_quote_v1(NONCE, LEAF) == b"quote"
         assert await orders.tpm_quote_v1(b"") == TPM_QUOTE
@@ -156,11 +208,21 @@ def test_every_order_and_its_result(through: Callable[..., None]) -> None:
             recorder.state = state
             assert await orders.snapshot(CALLER) == state
         await orders.delete_snapshot(CALLER)
-        await orders.init_app(CALLER, configuration)
+        await orders.admit_init(CALLER)
+        await orders.init_app(CALLER, body)
         await orders.restart_app(CALLER)
+        assert await orders.app_status(CALLER) == APP
+        assert (await orders.app_logs(CALLER, 2)).lines == ["last", "words"]
+        assert await orders.nonce() == NONCE
+        assert await orders.owners() == OWNERS
+        assert await orders.claim(CALLER) == OWNERS
+        assert await orders.add_owner(CALLER, b"1") == OWNERS
+        assert await orders.remove_owner(CALLER, b"2") == OWNERS
         assert recorder.told == [
             ("version",),
-            ("evidence", NONCE, LEAF, 7),
+            ("is_owner", CALLER),
+            ("evidence", NONCE, LEAF, 7, False),
+            ("evidence", NONCE, LEAF, 7, True),
             ("activate", b"blob", b""),
             ("tee_quote_v1", NONCE, LEAF),
             ("tpm_quote_v1", b""),
@@ -168,8 +230,16 @@ def test_every_order_and_its_result(through: Callable[..., None]) -> None:
             ("ima_binary",),
             *[("snapshot", CALLER)] * 4,
             ("delete_snapshot", CALLER),
-            ("init_app", CALLER, configuration),
+            ("admit_init", CALLER),
+            ("init_app", CALLER, body),
             ("restart_app", CALLER),
+            ("app_status", CALLER),
+            ("app_logs", CALLER, 2),
+            ("nonce",),
+            ("owners",),
+            ("claim", CALLER),
+            ("add_owner", CALLER, b"1"),
+            ("remove_owner", CALLER, b"2"),
         ]
 
     through(scenario)
@@ -212,14 +282,24 @@ def test_calls_run_side_by_side_and_are_counted(through: Callable[..., None], mo
         before = len(os.listdir("/proc/self/fd"))
         for _round in range(3):
             recorder.gate, recorder.waiting = asyncio.Event(), 0
-            calls = [asyncio.create_task(orders.version()) for _ in range(socket_client._MAX_CALLS)]
+            calls = [asyncio.create_task(orders.tpm_quote_v1(b"")) for _ in range(socket_client._MAX_CALLS)]
             while recorder.waiting < len(calls):
                 await asyncio.sleep(0.01)
-            with pytest.raises(OrderError, match="too many calls") as caught:
+            for refused in (orders.tpm_quote_v1(b""), orders.evidence(NONCE, LEAF, 0), orders.ima_binary()):
+                with pytest.raises(OrderError, match="too many calls") as caught:
+                    await refused
+                assert caught.value.status == 503
+            # orders, and an owner's evidence, have places of their own
+            more = [asyncio.create_task(orders.restart_app(CALLER)) for _ in range(socket_client._MAX_OTHERS - 1)]
+            first = asyncio.create_task(orders.evidence(NONCE, LEAF, 0, first=True))
+            while recorder.waiting < socket_client._MAX_CALLS + socket_client._MAX_OTHERS:
+                await asyncio.sleep(0.01)
+            with pytest.raises(OrderError, match="too many calls"):
                 await orders.version()
-            assert caught.value.status == 503
             recorder.gate.set()
-            assert await asyncio.gather(*calls) == [VERSION] * len(calls)
+            assert await asyncio.gather(*calls) == [TPM_QUOTE] * len(calls)
+            await asyncio.gather(*more)
+            assert await first == EVIDENCE
         recorder.gate = None
         assert await orders.version() == VERSION
         await asyncio.sleep(0.2)
@@ -294,9 +374,9 @@ GOOD_CALLER = {"api": 2, "address": "192.0.2.7"}
         order("Snapshot", caller={"api": 2, "address": "two\nlines"}),
         order("RestartApp", caller={"api": 2, "address": "a" * 101}),
         order("RestartApp", caller={"api": 2, "address": "a" * 200_000}),
-        order("InitApp", caller=GOOD_CALLER, configuration=3),
-        order("InitApp", caller=GOOD_CALLER, configuration=bytes(16 * 2**20 + 1)),
-        order("InitApp", caller=GOOD_CALLER, configuration=b"", path="/etc/passwd"),
+        order("InitApp", caller=GOOD_CALLER, body=3),
+        order("InitApp", caller=GOOD_CALLER, body=bytes(MAX_APP_BODY + 1)),
+        order("InitApp", caller=GOOD_CALLER, body=b"", path="/etc/passwd"),
     ],
 )
 def test_rubbish_costs_the_connection_and_nothing_is_done(through: Callable[..., None], raw: bytes) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import pwd
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +18,7 @@ import pytest
 from cosmian_vm import _run
 from cosmian_vm.agent import services, standalone
 from cosmian_vm.agent.config import AppConfig, ServiceType
+from cosmian_vm.agent.service_log import last_lines, tail
 from cosmian_vm.agent.services import Supervisor, Systemd, service_for
 from cosmian_vm.agent.standalone import Standalone
 from cosmian_vm.errors import AttesterError
@@ -82,6 +87,34 @@ def test_standalone_starts_restarts_and_stops(script: Script, app: Callable[...,
     assert not alive(second)
     assert service.pid is None
     service.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to start a program as another user takes root")
+def test_standalone_runs_as_its_user() -> None:
+    place = Path(tempfile.mkdtemp(dir="/tmp", prefix="cosmian-"))  # pytest's own folders are for root alone
+    place.chmod(0o711)
+    (place / "app").mkdir(mode=0o701)
+    (place / "app" / "app.conf").write_text("configured\n")
+    program = place / "helloworld"
+    program.write_text("#!/bin/sh\nid -u; id -g; id -G; cat app.conf; exec sleep 60\n")
+    program.chmod(0o755)
+    service = Standalone("helloworld", folder=place / "app", state=place / "tmp", user="nobody", path=str(place))
+    try:
+        service.restart()
+        nobody = pwd.getpwnam("nobody")
+        assert service.log(10) == [
+            str(nobody.pw_uid),
+            str(nobody.pw_gid),
+            " ".join(map(str, os.getgrouplist("nobody", nobody.pw_gid))),
+            "configured",
+        ]
+        assert service.state().running
+        service.stop()
+        with pytest.raises(AttesterError, match="there is no user nosuchuser"):
+            Standalone("helloworld", folder=place, state=place / "tmp", user="nosuchuser", path=str(place)).restart()
+    finally:
+        service.stop()
+        shutil.rmtree(place)
 
 
 def test_standalone_is_known_to_the_next_agent(script: Script, app: Callable[..., Standalone]) -> None:
@@ -178,7 +211,7 @@ def test_systemd(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     Systemd("app.service", path=path).stop()
     assert log.read_text().splitlines() == [
         "--no-ask-password -- restart app.service",
-        "--no-ask-password -- is-active app.service",
+        *["--no-ask-password -- is-active app.service"] * services._STAYS_UP,
         "--no-ask-password -- stop app.service",
     ]
     with pytest.raises(AttesterError, match=r"systemd did not start app: Failed to restart app\."):
@@ -207,6 +240,144 @@ def test_supervisor(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
         Supervisor("app", path=script("supervisorctl", unknown)).restart()
     stopped = '[ "$1" = status ] && echo "app  STOPPED  Not started"; exit 3'
     Supervisor("app", path=script("supervisorctl", stopped)).stop()
+
+
+def test_systemd_tells(script: Script) -> None:
+    path = script("systemctl", "echo activating; exit 3")
+    assert Systemd("app", path=path).state() == (False, "activating")
+    assert Systemd("app", path=script("systemctl", "echo active")).state() == (True, "active")
+    path = script("journalctl", 'echo "$@"; printf "two\\033[2J\\n\\nthree\\n"')
+    assert Systemd("app@1.service", path=path).log(3) == [
+        "--quiet --no-pager --output=cat --lines=3 --unit=app@1.service",
+        "two [2J",
+        "three",
+    ]
+    with pytest.raises(AttesterError, match="journalctl has no log of app: no journal"):
+        Systemd("app", path=script("journalctl", "echo no journal; exit 1")).log(5)
+
+
+def test_systemd_that_dies_a_moment_later(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "_POLL_SECONDS", 0.01)
+    count = f"echo >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -lt 4 ] || {{ echo failed; exit 3; }}"
+    path = script("systemctl", f'[ "$3" = restart ] || {{ {count}; }}')
+    with pytest.raises(AttesterError, match="app did not stay up: systemd says failed"):
+        Systemd("app", path=path).restart()
+
+
+def test_standalone_tells(script: Script, app: Callable[..., Standalone], tmp_path: Path) -> None:
+    service = app("helloworld", script("helloworld", "seq -f 'line %g' 0 4999; exec sleep 60"))
+    assert service.state() == (False, "stopped")
+    assert service.log(5) == []
+    service.restart()
+    assert service.state() == (True, f"running, pid {service.pid}")
+    assert service.log(2) == ["line 4998", "line 4999"]
+    assert len(service.log(1000)) == 1000
+    service.stop()
+    assert service.state() == (False, "stopped")
+    assert service.log(1) == ["line 4999"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "lines", "told"),
+    [
+        (b"", 5, []),
+        (b"\n\n \n", 5, []),
+        (b"a\nb\nc", 2, ["b", "c"]),
+        (b"a\x00\x1b]0;x\x07\xff\xe2\x80\xa8b", 5, ["a  ]0;x \ufffd", "b"]),
+        (b"x" * 5000, 1, ["x" * 1000]),
+        (b"a\n", 0, []),
+    ],
+)
+def test_last_words_are_bounded_and_printable(raw: bytes, lines: int, told: list[str]) -> None:
+    assert last_lines(raw, lines) == told
+
+
+def test_the_end_of_a_large_file(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"0123456789abcde\n" * 100_000)
+    end = tail(tmp_path / "log")
+    assert 200 * 1024 < len(end) <= 256 * 1024
+    assert end.startswith(b"0123")
+
+
+# The real supervisor
+
+SUPERVISOR = """
+[unix_http_server]
+file={0}/s
+[supervisord]
+logfile={0}/supervisord.log
+pidfile={0}/supervisord.pid
+childlogdir={0}
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+[supervisorctl]
+serverurl=unix://{0}/s
+[program:good]
+command=/bin/sh -c 'echo up with $$; echo a warning >&2; exec sleep 60'
+startsecs=1
+[program:bad]
+command=/bin/sh -c 'echo no database >&2; exit 3'
+startsecs=1
+startretries=1
+[program:idle]
+command=/bin/sleep 60
+autostart=false
+"""
+
+
+@pytest.fixture
+def supervisor(script: Script) -> Iterator[str]:
+    """A folder with a supervisorctl that speaks to a supervisord of this test's own."""
+    programs = Path(sys.executable).parent
+    if not (programs / "supervisord").exists():
+        pytest.skip("supervisor is not installed")
+    folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="cosmian-"))  # the name of a socket has 107 bytes at most
+    (folder / "conf").write_text(SUPERVISOR.format(folder))
+    daemon = subprocess.Popen(
+        [programs / "supervisord", "-n", "-c", folder / "conf"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    path = script("supervisorctl", f'exec {programs}/supervisorctl -c {folder}/conf "$@"')
+    deadline = time.monotonic() + 20
+    while not (folder / "s").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    yield path
+    daemon.terminate()
+    daemon.wait(20)
+    shutil.rmtree(folder)
+
+
+def test_the_real_supervisor(supervisor: str) -> None:
+    good = Supervisor("good", path=supervisor)
+    good.restart()
+    first = good.log(10)
+    assert good.state() == (True, "RUNNING")
+    good.restart()
+    lines = good.log(10)
+    assert lines[-1] == "a warning"
+    pids = [line for line in lines if line.startswith("up with ")]
+    assert len(pids) == len([line for line in first if line.startswith("up with ")]) + 1
+    assert len(set(pids)) == len(pids)  # a new process each time
+    good.stop()
+    assert good.state() == (False, "STOPPED")
+    assert not alive(int(pids[-1].split()[-1]))
+    good.stop()
+    idle = Supervisor("idle", path=supervisor)  # never started before, nothing written
+    assert idle.state() == (False, "STOPPED")
+    assert idle.log(5) == []
+    idle.restart()
+    assert idle.state() == (True, "RUNNING")
+
+
+def test_a_program_that_the_real_supervisor_cannot_keep_up(supervisor: str) -> None:
+    bad = Supervisor("bad", path=supervisor)
+    with pytest.raises(AttesterError, match=r"supervisor did not start bad: it is (FATAL|BACKOFF|EXITED)"):
+        bad.restart()
+    assert bad.log(1) == ["no database"]
+    assert not bad.state().running
+    for call in (Supervisor("nosuch", path=supervisor).restart, Supervisor("nosuch", path=supervisor).state):
+        with pytest.raises(AttesterError, match="supervisor knows no program nosuch"):
+            call()
 
 
 def test_the_configuration_chooses_the_manager(tmp_path: Path) -> None:

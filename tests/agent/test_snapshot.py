@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from cosmian_vm import wire
 from cosmian_vm.agent import snapshot_build, snapshot_job
 from cosmian_vm.agent.config import AgentConfig
 from cosmian_vm.agent.snapshot_build import hash_algorithm, measured_files
@@ -26,13 +26,18 @@ from cosmian_vm.reference.filesystem import walk_and_hash
 from cosmian_vm.reference.snapshot import BOOT_PCRS, Snapshot, parse
 
 Talk = Callable[..., Any]
-V2 = {wire.ORDER_HEADER: "2"}
+
+
+@pytest.fixture
+def config(config: AgentConfig) -> AgentConfig:
+    """These tests are about the work; who may order it, is asked in test_owner."""
+    return replace(config, owners="anyone")
 
 
 async def wait_for_snapshot(call: Any, path: str = "/v2/snapshot") -> Any:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        reply = await call("GET", path, headers=V2)
+        reply = await call("GET", path)
         if reply.status != 202:
             return reply
         await asyncio.sleep(0.02)
@@ -71,7 +76,7 @@ def test_snapshot_is_the_machine(talk: Talk, machine: Machine, platform: Platfor
     assert set(snapshot.boot_pcr_values()) == set(BOOT_PCRS)
     assert snapshot.hash_algorithm == "sha256"
     assert snapshot.version == 2
-    assert snapshot.owners == ()
+    assert snapshot.owners == ("anyone",)
     assert snapshot.created is not None
 
 
@@ -93,16 +98,23 @@ def test_version_1_states(talk: Talk, config: AgentConfig) -> None:
     talk(scenario, config=replace(config, owners="anyone"))
 
 
-def test_reading_a_finished_snapshot_needs_no_right(talk: Talk) -> None:
+def test_reading_a_finished_snapshot_needs_no_right(talk: Talk, config: AgentConfig) -> None:
+    owner = Ed25519PrivateKey.generate()
+
     async def scenario(call: Any) -> None:
         assert (await call("GET", "/snapshot")).status == 403
-        assert (await call("GET", "/snapshot", headers=V2)).status == 202
+        assert (await call.order("GET", "/v2/snapshot", by=owner)).status == 403
+        assert (await call.order("POST", "/v2/owner/claim", by=owner)).status == 200
+        assert (await call("GET", "/snapshot")).status == 401
+        assert (await call.order("GET", "/v2/snapshot", by=owner)).status == 202
         assert (await call("GET", "/snapshot")).status in (200, 202)
-        await wait_for_snapshot(call)
+        reply = await wait_for_snapshot(call)
+        assert list(parse(reply.body, "snapshot").owners or ()) == (await call("GET", "/v2/owner")).json()["owners"]
         assert (await call("GET", "/snapshot")).status == 200
-        assert (await call("DELETE", "/snapshot")).status == 403
+        assert (await call("DELETE", "/snapshot")).status == 401
+        assert (await call.order("DELETE", "/v2/snapshot", by=owner)).status == 200
 
-    talk(scenario)
+    talk(scenario, config=replace(config, owners=None))
 
 
 def test_one_at_a_time_and_with_progress(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,9 +130,9 @@ def test_one_at_a_time_and_with_progress(talk: Talk, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(snapshot_job, "walk_and_hash", slow)
 
     async def scenario(call: Any) -> None:
-        await asyncio.gather(*(call("GET", "/v2/snapshot", headers=V2) for _ in range(10)))
+        await asyncio.gather(*(call("GET", "/v2/snapshot") for _ in range(10)))
         await asyncio.sleep(0.15)
-        reply = await call("GET", "/v2/snapshot", headers=V2)
+        reply = await call("GET", "/v2/snapshot")
         assert reply.status == 202
         assert reply.json() == {"files_done": 5, "bytes_done": 1000, "files_total": None}
         evidence = await call("POST", "/v2/evidence", b'{"nonce":"' + b"A" * 43 + b'="}')
@@ -147,7 +159,7 @@ def test_a_failed_snapshot_stays_until_it_is_deleted(talk: Talk, monkeypatch: py
             assert "secret" not in reply.text
         monkeypatch.setattr(snapshot_job, "walk_and_hash", true_walk)
         assert (await wait_for_snapshot(call)).status == 500
-        assert (await call("DELETE", "/v2/snapshot", headers=V2)).status == 200
+        assert (await call("DELETE", "/v2/snapshot")).status == 200
         assert (await wait_for_snapshot(call)).status == 200
 
     talk(scenario)
@@ -165,7 +177,7 @@ def test_the_end_of_the_agent_ends_the_walk(talk: Talk, monkeypatch: pytest.Monk
     monkeypatch.setattr(snapshot_job, "walk_and_hash", endless)
 
     async def scenario(call: Any) -> None:
-        assert (await call("GET", "/v2/snapshot", headers=V2)).status == 202
+        assert (await call("GET", "/v2/snapshot")).status == 202
         await asyncio.sleep(0.1)
 
     talk(scenario)

@@ -91,6 +91,17 @@ def test_losing_the_container_is_seen_at_the_next_order(
     assert (app.storage / "app.conf").read_bytes() == b"1"
 
 
+def test_what_lies_on_the_container(mounted: Mounted, encrypted: AgentConfig, config: AgentConfig) -> None:
+    storage = mounted(MOUNT, LUKS)
+    assert storage.on_container(encrypted.data / "app")  # which is not there yet
+    encrypted.data.mkdir(exist_ok=True)
+    (encrypted.data / "link").symlink_to("/etc")
+    for elsewhere in (encrypted.data_storage / "app", Path("/srv/app"), encrypted.data / "link" / "app"):
+        assert not storage.on_container(elsewhere)
+    assert not mounted("", LUKS).on_container(encrypted.data / "app")
+    assert not Storage(config).on_container(config.data / "app")
+
+
 def test_no_container_by_configuration(config: AgentConfig) -> None:
     assert Storage(config).locked() is None
 

@@ -364,6 +364,21 @@ def test_connections_have_a_limit(live: Live, monkeypatch: pytest.MonkeyPatch) -
         assert time.monotonic() < deadline
 
 
+def test_whoever_has_most_makes_room(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "MAX_CONNECTIONS", 2)
+    agent = live()
+    with contextlib.ExitStack() as held:
+        kept = []
+        for address in ("127.0.0.8", "127.0.0.9", "127.0.0.9", "127.0.0.9"):
+            plain = socket.create_connection(("127.0.0.1", agent.port), timeout=10, source_address=(address, 0))
+            kept.append(held.enter_context(agent.context().wrap_socket(plain)))
+            assert agent.ask(kept[-1], HEALTH).status == 200
+        with agent.connect() as mine:
+            assert agent.ask(mine, HEALTH).status == 200
+            assert agent.ask(kept[0], HEALTH).status == 200
+        assert sum(closed(connection, 0.5) for connection in kept[1:]) == 1
+
+
 def test_one_client_cannot_have_all_connections(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_protocol, "MAX_OF_ONE_CLIENT", 3)
     agent = live()

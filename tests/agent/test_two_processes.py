@@ -26,6 +26,8 @@ import pytest
 from cosmian_vm import wire
 from cosmian_vm.agent.config import AgentConfig
 from cosmian_vm.certificates import leaf_der, self_signed, spki_sha256
+from cosmian_vm.client import AgentClient, owner_key
+from cosmian_vm.errors import RefusedError
 from cosmian_vm.evidence import snp
 from cosmian_vm.evidence.binding import compute_binding, report_data
 
@@ -220,8 +222,20 @@ def test_the_front_imports_no_device_and_nothing_of_the_collector() -> None:
     loaded = set(done.stdout.split())
     ours = {name.removeprefix("cosmian_vm.") for name in loaded if name.startswith("cosmian_vm.")}
     rooms = {name.partition(".")[0] for name in ours}
-    assert rooms <= {"agent", "certificates", "errors", "evidence", "wire", "_reader"}
-    forbidden = {"collector", "devices", "storage", "services", "standalone", "snapshot_job", "first_launch", "main"}
+    assert rooms <= {"agent", "certificates", "errors", "evidence", "owner_proof", "wire", "_reader"}
+    forbidden = {
+        "collector",
+        "owner",
+        "nonces",
+        "application",
+        "devices",
+        "storage",
+        "services",
+        "standalone",
+        "snapshot_job",
+        "first_launch",
+        "main",
+    }
     assert not {f"agent.{name}" for name in forbidden} & ours
     assert not {"tpm2_pytss", "cffi"} & {name.partition(".")[0] for name in loaded}
 
@@ -285,11 +299,39 @@ def test_answers_and_errors_are_those_of_one_process(apart: Apart) -> None:
         (b"GET /quote/tpm?nonce=AAAA HTTP/1.1\nHost: vm", 200, b"pcr_value_hash_method"),
         (b"GET /quote/tee?nonce=AAAA HTTP/1.1\nHost: vm", 400, b"expected are 32"),
         (b"GET /snapshot HTTP/1.1\nHost: vm", 403, b"carry no proof"),
-        (b"POST /app/restart HTTP/1.1\nHost: vm\nCosmian-Vm-Api: 2", 404, b"no application"),
-        (b"DELETE /v2/snapshot HTTP/1.1\nHost: vm\nCosmian-Vm-Api: 2", 200, b"null"),
+        (b"POST /app/restart HTTP/1.1\nHost: vm\nCosmian-Vm-Api: 2", 403, b"nobody owns this machine"),
+        (b"POST /app/restart HTTP/1.1\nHost: vm\nCosmian-Vm-Proof: AAAA", 401, b"161"),
+        (b"POST /v2/nonce HTTP/1.1\nHost: vm\nContent-Length: 0", 200, b"nonce"),
+        (b"GET /v2/owner HTTP/1.1\nHost: vm", 200, b'"claimable":true'),
     ):
         reply = apart.agent.once(head)
         assert (reply.status, words in reply.body) == (status, True), (head, reply)
+
+
+def test_orders_of_an_owner(apart: Apart, tmp_path: Path) -> None:
+    """Through both processes; the owner stays the owner when the front is another one."""
+    url = f"https://{apart.agent.host}:{apart.agent.port}"
+    key = owner_key.create(tmp_path / "config")
+    with AgentClient(url, allow_insecure_tls=True) as client:
+        client.owner = key
+        assert client.claim().owners == [key.fingerprint]
+        with pytest.raises(RefusedError, match="no application"):
+            client.app_init(os.urandom(2**20))
+        client.evidence(NONCE)
+    with AgentClient(url, allow_insecure_tls=True) as stranger:
+        for stranger.owner in (None, owner_key.create(tmp_path / "stranger")):
+            with pytest.raises(RefusedError, match=key.fingerprint):
+                stranger.app_init(os.urandom(2**20))
+    front = apart.front()
+    os.kill(front, signal.SIGKILL)
+    until_gone(front)
+    until(lambda: healthy(apart.agent))
+    with AgentClient(url, allow_insecure_tls=True) as client:
+        client.owner = key
+        with pytest.raises(RefusedError, match="no application"):
+            client.app_restart()
+    assert f"order: claim by {key.fingerprint} from 127.0.0.1: done" in apart.said()
+    assert (apart.config.data / "owners.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_many_at_once(apart: Apart) -> None:

@@ -163,6 +163,16 @@ def test_another_owner(machine: Machine, judge: Judge) -> None:
     assert judge.with_policy(owner="ed25519:alice").failed(machine.evidence(NONCE)) == {"vm.owner"}
 
 
+def test_owners_that_the_agent_cannot_read(machine: Machine, judge: Judge) -> None:
+    """Its container is locked: that is no machine without an owner."""
+    machine.owners = ("unknown",)
+    assert judge.failed(machine.evidence(NONCE)) == {"vm.owner"}
+    taking = replace(judge, snapshot=None)
+    assert taking.failed(machine.evidence(NONCE)) == set()
+    assert "locked" in taking.verdict(machine.evidence(NONCE)).of("vm.owner")[0].line
+    assert taking.with_policy(owner="ed25519:alice").failed(machine.evidence(NONCE)) == {"vm.owner"}
+
+
 def test_a_claimed_machine_that_is_unclaimed_again(machine: Machine, judge: Judge) -> None:
     machine.owners = ("ed25519:alice",)
     judge = replace(judge, snapshot=machine.snapshot())

@@ -16,6 +16,7 @@ import pytest
 from cosmian_vm import wire
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.machine import Machine
+from cosmian_vm.owner_proof import PROOF_HEADER, fingerprint, parse_proof
 from cosmian_vm.reference import snapshot as snapshots
 
 TESTS = Path(__file__).resolve().parent.parent
@@ -48,6 +49,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     """Run one command line as the program does, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
     def run(*arguments: object, stdin: bytes = b"") -> Ran:
         from cosmian_vm.cli import main
@@ -73,12 +75,33 @@ def machine(vendor: AmdVendor) -> Machine:
 
 @pytest.fixture
 def agent(machine: Machine) -> Iterator[Any]:
-    """The machine's agent; ``agent.machine`` may be swapped."""
+    """The machine's agent; ``agent.machine`` may be swapped. It can be claimed, and believes whoever gives orders."""
     agent = _fake_agent().FakeAgent(machine.tls)
     agent.machine = machine
     agent.route("DELETE", wire.SNAPSHOT_V2)
     agent.route("POST", wire.APP_INIT)
     agent.route("POST", wire.APP_RESTART)
+    agent.route("POST", wire.NONCE, 200, msgspec.json.encode(wire.NonceAnswer(nonce=bytes(32))))
+    status = wire.AppAnswer(
+        service_type="supervisor",
+        service_name="app",
+        running=True,
+        state="RUNNING",
+        configured=True,
+        encrypted=True,
+    )
+    agent.route("GET", wire.APP, 200, msgspec.json.encode(status))
+
+    def owners(_: Any) -> tuple[int, bytes]:
+        owned = list(agent.machine.owners)
+        return 200, msgspec.json.encode(wire.OwnersAnswer(owners=owned, claimable=not owned))
+
+    def claim(call: Any) -> tuple[int, bytes]:
+        agent.machine.owners = (fingerprint(parse_proof(call.headers[PROOF_HEADER]).key),)
+        return owners(call)
+
+    agent.routes["GET", wire.OWNER] = owners
+    agent.routes["POST", wire.OWNER_CLAIM] = claim
 
     def evidence(call: Any) -> tuple[int, bytes]:
         nonce = msgspec.json.decode(call.body, type=wire.EvidenceRequest).nonce

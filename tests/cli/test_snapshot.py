@@ -80,6 +80,34 @@ def test_snapshot_of_another_guest(snapshot: Run, agent: Any, vendor: AmdVendor,
     assert not (tmp_path / "cosmian_vm.snapshot").exists()
 
 
+def test_another_machine_than_the_remembered(snapshot: Run, agent: Any, vendor: AmdVendor, tmp_path: Path) -> None:
+    assert snapshot().status == 0
+    before, owners = (tmp_path / "cosmian_vm.snapshot").read_bytes(), agent.machine.owners
+    agent.machine = Machine.create(vendor, instance=b"second")
+    agent.machine.owners = owners
+    agent.use(agent.machine.tls)
+    agent.calls.clear()
+    ran = snapshot()
+    assert ran.status == 1
+    assert "ak_name was" in ran.err
+    assert "report_id was" in ran.err
+    assert (tmp_path / "cosmian_vm.snapshot").read_bytes() == before
+    assert [call.path for call in agent.calls] == [wire.EVIDENCE]
+
+
+def test_it_claims_remembers_and_names_the_owner(snapshot: Run, agent: Any, tmp_path: Path) -> None:
+    ran = snapshot()
+    assert ran.status == 0, ran
+    (owner,) = agent.machine.owners
+    assert f"[ OK ] You own this machine now: {owner}" in ran.lines
+    assert any(line.startswith(f"[ OK ] Remembered as {agent.url}") for line in ran.lines)
+    assert snapshots.load(tmp_path / "cosmian_vm.snapshot").owners == (owner,)
+    again = snapshot()
+    assert again.status == 0
+    assert "You own" not in again.out
+    assert "Remembered" not in again.out
+
+
 @pytest.mark.parametrize("body", [b"null", b"{}", b"\xff", b'{"tee_policy":{"Sev":{}}}'])
 def test_agent_that_talks_nonsense(snapshot: Run, agent: Any, tmp_path: Path, body: bytes) -> None:
     agent.route("GET", wire.SNAPSHOT_V2, 200, body)

@@ -11,18 +11,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import zstandard
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cosmian_vm import wire
-from cosmian_vm.certificates import self_signed
+from cosmian_vm.certificates import self_signed, spki_sha256
 from cosmian_vm.client import AgentClient, application_peer, one_line, parse_address
 from cosmian_vm.client import _channel as channel
+from cosmian_vm.client.owner_key import OwnerKey, create
 from cosmian_vm.errors import InputError, PeerChangedError, RefusedError, TransportError
+from cosmian_vm.owner_proof import PROOF_HEADER, Proof, order_message, parse_proof
 
 NONCE = bytes(range(32))
 
@@ -403,6 +407,98 @@ class TestSnapshot:
         agent.routes["GET", wire.SNAPSHOT_V1] = lambda _: answers.pop()
         agent.route("DELETE", wire.SNAPSHOT_V1)
         assert client.snapshot(lambda _: pytest.fail("version 1 has no progress"), api=1) == b"{}"
+
+
+class TestProofs:
+    @pytest.fixture
+    def owner(self, agent: Any, client: AgentClient, tmp_path: Path) -> OwnerKey:
+        client.owner = create(tmp_path / "config")
+        issued = iter(range(100))
+        agent.routes["POST", wire.NONCE] = lambda _: (
+            200,
+            msgspec.json.encode(wire.NonceAnswer(nonce=bytes([next(issued)]) * 32)),
+        )
+        return client.owner
+
+    @staticmethod
+    def proved(call: Any, owner: OwnerKey) -> Proof:
+        """The proof of a call, which holds for it."""
+        proof = parse_proof(call.headers[PROOF_HEADER])
+        assert (proof.key, proof.body_sha256) == (owner.public, sha256(call.body).digest())
+        target = f"{call.path}?{call.query}" if call.query else call.path
+        message = order_message(call.method, target, proof.body_sha256, spki_sha256(call.leaf), proof.nonce)
+        Ed25519PublicKey.from_public_bytes(proof.key).verify(proof.signature, message)
+        return proof
+
+    def test_each_order_has_its_own(self, agent: Any, client: AgentClient, owner: OwnerKey) -> None:
+        owners = msgspec.json.encode(wire.OwnersAnswer(owners=[owner.fingerprint], claimable=False))
+        for path in (wire.APP_INIT, wire.APP_RESTART):
+            agent.route("POST", path)
+        for path in (wire.OWNER_CLAIM, wire.OWNER_ADD, wire.OWNER_REMOVE):
+            agent.route("POST", path, 200, owners)
+        agent.route("GET", wire.APP_LOGS, 200, b'{"lines":["a"]}')
+        client.app_init(b"content")
+        client.app_restart()
+        client.claim()
+        client.change_owners(wire.OWNER_ADD, "x")
+        client.change_owners(wire.OWNER_REMOVE, "x")
+        assert client.app_logs(7) == ["a"]
+        orders = [call for call in agent.calls if call.path != wire.NONCE]
+        assert len(orders) == 6
+        assert len({self.proved(call, owner).nonce for call in orders}) == 6
+
+    def test_reading_has_none(self, agent: Any, client: AgentClient, owner: OwnerKey) -> None:
+        agent.route("GET", wire.OWNER, 200, b'{"owners":[],"claimable":true}')
+        assert client.owners().claimable
+        agent.route("POST", wire.EVIDENCE, 500, b"broken")
+        with pytest.raises(RefusedError):
+            client.evidence(NONCE)
+        assert all(PROOF_HEADER not in call.headers for call in agent.calls)
+        assert wire.NONCE not in [call.path for call in agent.calls]
+
+    def test_an_owner_passes_the_queue(self, agent: Any, client: AgentClient, owner: OwnerKey) -> None:
+        def busy(call: Any) -> Any:
+            return (200, evidence_body()) if PROOF_HEADER in call.headers else (503, b"devices: too many calls")
+
+        agent.routes["POST", wire.EVIDENCE] = busy
+        assert client.evidence(NONCE).api == 2
+        self.proved(agent.calls[-1], owner)
+        client.owner = None
+        with pytest.raises(RefusedError, match="503"):
+            client.evidence(NONCE)
+
+    def test_a_snapshot_is_ordered_once_and_again_where_it_was_forgotten(
+        self, agent: Any, client: AgentClient, owner: OwnerKey
+    ) -> None:
+        progress = msgspec.json.encode(wire.SnapshotProgress(files_done=1, bytes_done=1))
+        answers = [(200, b"{}"), (202, progress), (401, b"no proof"), (202, progress), (202, progress)]
+        agent.routes["GET", wire.SNAPSHOT_V2] = lambda _: answers.pop()
+        agent.route("DELETE", wire.SNAPSHOT_V2)
+        assert client.snapshot() == b"{}"
+        polls = [call for call in agent.calls if call.method == "GET"]
+        assert [PROOF_HEADER in call.headers for call in polls] == [True, False, False, True, False]
+
+    def test_a_refused_order_is_not_repeated(self, agent: Any, client: AgentClient, owner: OwnerKey) -> None:
+        agent.route("DELETE", wire.SNAPSHOT_V2)
+        agent.route("GET", wire.SNAPSHOT_V2, 403, b"this machine is owned by somebody")
+        with pytest.raises(RefusedError, match="owned by somebody"):
+            client.snapshot()
+        assert len([call for call in agent.calls if call.method == "GET"]) == 1
+
+    def test_no_nonce_of_another_machine(self, agent: Any, client: AgentClient, owner: OwnerKey) -> None:
+        """The connection ends after the nonce, and another machine answers: it gets no order."""
+        agent.route("POST", wire.APP_INIT)
+        client.pin(client.connect().leaf)
+        nonce = agent.routes["POST", wire.NONCE]
+
+        def then_swap(call: Any) -> Any:
+            agent.use(another_identity())
+            return *nonce(call), {"Connection": "close"}
+
+        agent.routes["POST", wire.NONCE] = then_swap
+        with pytest.raises(PeerChangedError):
+            client.app_init(b"secret")
+        assert [call.path for call in agent.calls] == [wire.NONCE]
 
 
 class TestOrders:

@@ -19,6 +19,7 @@ from cosmian_vm.agent.collector import Collector
 from cosmian_vm.agent.config import AgentConfig, AppConfig, ServiceType
 from cosmian_vm.agent.front import create_app
 from cosmian_vm.agent.server import listen, serve
+from cosmian_vm.agent.service_log import ServiceState
 from cosmian_vm.agent.storage import Storage
 from cosmian_vm.agent.tls import TlsIdentity
 from cosmian_vm.attester.platform import FileScope, Platform, TpmQuote
@@ -44,6 +45,12 @@ class Service:
 
     def stop(self) -> None:
         self.calls.append("stop")
+
+    def state(self) -> ServiceState:
+        return ServiceState(True, "running")
+
+    def log(self, lines: int) -> list[str]:
+        return [str(lines)]
 
 
 class OurAgent:
@@ -381,8 +388,10 @@ def test_their_agent_without_a_tpm(theirs: Any, cli: Any, tmp_path: Path) -> Non
 
 def test_their_agent_is_told_to_restart(theirs: Any, cli: Any) -> None:
     agent = theirs()
-    status, out = cli(agent.url, "app", "restart", judged=False)
+    status, out = cli(agent.url, "app", "restart")
+    assert (status, ("POST", "/app/restart") in agent.calls) == (1, False)
+    status, out = cli(agent.url, "app", "restart", "--api", "1")
     assert status == 0, out
-    (call,) = agent.fake.calls
+    call = agent.fake.calls[-1]
     assert (call.method, call.path, call.body) == ("POST", "/app/restart", b"")
     assert call.headers["user-agent"].startswith("cosmian-vm/")

@@ -95,7 +95,13 @@ class Machine:
             *(("--trust-root", self.trust_root) if trust else ()),
         ]
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=False,
+            env={**os.environ, "XDG_CONFIG_HOME": str(Path(self.snapshot_file).parent / "config")},
         )
 
     def snapshot(self) -> None:

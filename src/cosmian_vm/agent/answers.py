@@ -22,6 +22,7 @@ __all__ = [
     "compressed",
     "from_error",
     "json_answer",
+    "network",
     "takes_zstd",
     "text_answer",
 ]
@@ -67,11 +68,19 @@ class Shares:
 
     def take(self, address: str) -> bytes:
         """The client, for ``give_back``. Raises OrderError (503) where its share is used up."""
-        client = _network(address)
+        client = network(address)
         if self._underway[client] >= self._most:
             raise OrderError("too many requests from this address are underway, try again later", status=503)
         self._underway[client] += 1
         return client
+
+    def busiest(self) -> tuple[bytes, int]:
+        """Who has most of them underway, and how many; (b"", 0) where nobody has any."""
+        return max(self._underway.items(), key=lambda item: item[1], default=(b"", 0))
+
+    def of(self, client: bytes) -> int:
+        """How many of this client are underway."""
+        return self._underway.get(client, 0)
 
     def give_back(self, client: bytes) -> None:
         """One of its requests is over."""
@@ -80,7 +89,8 @@ class Shares:
             del self._underway[client]
 
 
-def _network(address: str) -> bytes:
+def network(address: str) -> bytes:
+    """The client that an address stands for: the IPv4 address, or the network (/64) of an IPv6 one."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -175,7 +185,8 @@ def byte_array(raw: bytes) -> bytes:
 def from_error(exc: Exception, call: str) -> Answer:
     """The answer to a call that failed. What status 500 hides stands in the log, under the id that the answer has."""
     if isinstance(exc, OrderError) and exc.status in (400, 401, 403, 404, 409, 413, 503):
-        return text_answer(exc.status, str(exc), close=exc.status == 413)
+        headers = {"www-authenticate": "cosmian-vm-proof"} if exc.status == 401 else None
+        return text_answer(exc.status, str(exc), headers, close=exc.status == 413)
     if isinstance(exc, NotAvailableError):
         return text_answer(404, str(exc))
     error_id = new_error_id()

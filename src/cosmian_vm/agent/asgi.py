@@ -44,6 +44,13 @@ class Request:
         return path
 
     @property
+    def target(self) -> str:
+        """Path and query exactly as they came: what an owner signs."""
+        raw: bytes = self.scope.get("raw_path") or self.path.encode()
+        query: bytes = self.scope["query_string"]
+        return (raw + b"?" + query if query else raw).decode("latin-1")
+
+    @property
     def address(self) -> str:
         """The client's address, for the log."""
         client = self.scope.get("client")

@@ -9,9 +9,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from cosmian_vm.errors import ConfigError, InputError
+from cosmian_vm.errors import ConfigError, EvidenceFormatError, InputError
 from cosmian_vm.luks.pcrs import DEFAULT_PCRS, parse_pcrs
 from cosmian_vm.luks.sizes import FIRST_SIZE, parse_size
+from cosmian_vm.owner_proof import MAX_OWNERS, parse_fingerprint
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -38,7 +39,8 @@ _AGENT_KEYS = (
     *("data_storage", "host", "port", "ssl_certificate", "ssl_private_key", "tpm_device"),
     *("container", "container_size", "container_pcrs", "owners"),
 )
-_APP_KEYS = ("service_type", "service_name", "app_storage")
+_APP_KEYS = ("service_type", "service_name", "app_storage", "user")
+_USER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,63}")
 _SERVICE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@\-]*")
 
 
@@ -55,11 +57,13 @@ class AppConfig:
     """Section ``[app]``. ``storage``: absolute path of the folder that ``app.conf`` is written to.
 
     ``service_name``: the unit's or program's name for supervisor and systemd; for standalone the program itself.
+    ``user``: whose ``app.conf`` is, who alone can read it beside root, and whom a standalone program runs as.
     """
 
     service_type: ServiceType
     service_name: str
     storage: Path
+    user: str = "root"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +72,9 @@ class AgentConfig:
 
     ``port`` 0 stands for any free port (only from code, never from a file). ``tpm_device`` None: no TPM.
     ``container``: the encrypted container's file, None where the machine explicitly has none; ``container_size``: in
-    bytes, where it is made at the first launch; ``container_pcrs``: what it is sealed to. ``owners``: "anyone" takes
-    orders of version 1, which carry no proof of who gives them; None: an unclaimed machine.
+    bytes, where it is made at the first launch; ``container_pcrs``: what it is sealed to. ``owners``: who gives orders,
+    as fingerprints, and then nobody can claim the machine; "anyone" takes orders without a proof of who gives them, as
+    1.3.x does; None: whoever claims the machine first.
     """
 
     data_storage: Path
@@ -81,7 +86,7 @@ class AgentConfig:
     container: Path | None = None
     container_size: int = FIRST_SIZE
     container_pcrs: tuple[int, ...] = DEFAULT_PCRS
-    owners: Literal["anyone"] | None = None
+    owners: Literal["anyone"] | tuple[str, ...] | None = None
     app: AppConfig | None = None
 
     @property
@@ -155,11 +160,15 @@ def _app(table: _Table, storage: Path) -> AppConfig:
         table.wrong(
             "service_name", "expected is a service's name (letters, digits, . _ - : @) or, standalone, a program's path"
         )
-    return AppConfig(
-        service_type=ServiceType(kind),
-        service_name=name,
-        storage=storage / table.text("app_storage"),
-    )
+    if kind == ServiceType.SUPERVISOR and name == "all":
+        table.wrong("service_name", "is 'all', which stands for every program of supervisor; expected is one program")
+    folder = Path(table.text("app_storage"))
+    if ".." in folder.parts:
+        table.wrong("app_storage", "has '..' in it; expected is a folder below data_storage, or an absolute path")
+    user = table.optional_text("user") or "root"
+    if not _USER_NAME.fullmatch(user):
+        table.wrong("user", "expected is the name of the user that the application runs as")
+    return AppConfig(service_type=ServiceType(kind), service_name=name, storage=storage / folder, user=user)
 
 
 class _Table:
@@ -223,14 +232,27 @@ class _Table:
             self.wrong(key, "expected is a port, a number from 1 to 65535")
         return value
 
-    def owners(self, key: str) -> Literal["anyone"] | None:
-        """``"anyone"``, or nothing."""
+    def owners(self, key: str) -> Literal["anyone"] | tuple[str, ...] | None:
+        """``"anyone"``, a list of fingerprints, or nothing."""
         value = self._get(key)
         if value is None:
             return None
-        if value != "anyone":
-            self.wrong(key, 'expected is "anyone" (orders from any client, as 1.3.x), or no such key')
-        return "anyone"
+        if value == "anyone":
+            return "anyone"
+        if not isinstance(value, list) or not value or not all(isinstance(owner, str) for owner in value):
+            self.wrong(
+                key,
+                'expected is "anyone" (orders from any client, as 1.3.x), a list of owners as `cosmian_vm owner show` '
+                "prints them, or no such key (whoever claims it first)",
+            )
+        for owner in value:
+            try:
+                parse_fingerprint(owner)
+            except EvidenceFormatError as exc:
+                self.wrong(key, f"{owner[:60]!r}: {exc}")
+        if len(set(value)) != len(value) or len(value) > MAX_OWNERS:
+            self.wrong(key, f"expected are {MAX_OWNERS} owners at most, each once")
+        return tuple(value)
 
     def size(self, key: str, default: int) -> int:
         """Bytes, as text with a unit: ``"500MB"``."""

@@ -23,12 +23,15 @@ from cosmian_vm.agent.answers import (
     text_answer,
 )
 from cosmian_vm.agent.asgi import ASGIApp, Handler, Receive, Request, Router, Scope, Send
+from cosmian_vm.agent.caller import Caller
 from cosmian_vm.agent.lane import Lane
 from cosmian_vm.agent.openapi import openapi_document
 from cosmian_vm.agent.orders import Orders, SnapshotState
+from cosmian_vm.agent.rates import Rates
 from cosmian_vm.agent.user_agent import is_too_old
 from cosmian_vm.errors import AttesterError, OrderError
 from cosmian_vm.evidence.binding import NONCE_SIZE
+from cosmian_vm.owner_proof import PROOF_HEADER
 
 __all__ = ["create_app"]
 
@@ -36,6 +39,13 @@ _MAX_UNDERWAY = 256 * 1024 * 1024
 _MAX_ENCODING = 16
 _MAX_OF_ONE_CLIENT = 16
 _ENCODING_SECONDS = 60.0
+
+# For each client, in calls; a verification is one, of version 1 three. A snapshot that is being computed is asked for
+# about once a second.
+_READS_AT_ONCE = 120
+_READS_EACH_MINUTE = 120
+_ORDERS_AT_ONCE = 240
+_ORDERS_EACH_MINUTE = 240
 
 _Call = Callable[[Request], Awaitable[Answer]]
 
@@ -52,6 +62,13 @@ def create_app(orders: Orders) -> ASGIApp:
         wire.SNAPSHOT_V2: {"GET": front.snapshot_v2, "DELETE": front.delete_snapshot},
         wire.APP_INIT: {"POST": front.app_init},
         wire.APP_RESTART: {"POST": front.app_restart},
+        wire.APP: {"GET": front.app_status},
+        wire.APP_LOGS: {"GET": front.app_logs},
+        wire.NONCE: {"POST": front.nonce},
+        wire.OWNER: {"GET": front.owners},
+        wire.OWNER_CLAIM: {"POST": front.claim},
+        wire.OWNER_ADD: {"POST": front.add_owner},
+        wire.OWNER_REMOVE: {"POST": front.remove_owner},
         wire.VERSION: {"GET": front.version},
         wire.EVIDENCE: {"POST": front.evidence},
         wire.ACTIVATE: {"POST": front.activate},
@@ -85,6 +102,8 @@ class _Front:
         self._encoding = Lane("answers", capacity=_MAX_ENCODING)
         self._budget = Budget(_MAX_UNDERWAY)
         self._shares = Shares(_MAX_OF_ONE_CLIENT)
+        self._reading = Rates(burst=_READS_AT_ONCE, each_minute=_READS_EACH_MINUTE)
+        self._orders_given = Rates(burst=_ORDERS_AT_ONCE, each_minute=_ORDERS_EACH_MINUTE)
         self._openapi = msgspec.json.encode(openapi_document())
 
     def answered(self, handler: _Call) -> Handler:
@@ -118,8 +137,11 @@ class _Front:
 
     async def evidence(self, request: Request) -> Answer:
         """``POST /v2/evidence``."""
+        first = bool(request.header(PROOF_HEADER)) and await self._orders.is_owner(self._caller(request))
+        if not first:
+            self._reading.take(request.address)
         asked = await requests.evidence_request(request)
-        evidence = await self._orders.evidence(asked.nonce, requests.leaf(request), asked.ima_from)
+        evidence = await self._orders.evidence(asked.nonce, requests.leaf(request), asked.ima_from, first=first)
         return await self._encoded(request, lambda: msgspec.json.encode(evidence))
 
     async def activate(self, request: Request) -> Answer:
@@ -130,55 +152,97 @@ class _Front:
 
     async def quote_tee(self, request: Request) -> Answer:
         """``GET /quote/tee``."""
+        self._reading.take(request.address)
         nonce = requests.nonce(request, exactly=NONCE_SIZE)
         quote = await self._orders.tee_quote_v1(nonce, requests.leaf(request))
         return await self._encoded(request, lambda: byte_array(quote))
 
     async def quote_tpm(self, request: Request) -> Answer:
         """``GET /quote/tpm``."""
+        self._reading.take(request.address)
         return json_answer(await self._orders.tpm_quote_v1(requests.nonce(request)))
 
     async def ima_ascii(self, request: Request) -> Answer:
         """``GET /ima/ascii``. Names may hold any bytes: those that are not UTF-8 are U+FFFD here."""
+        self._reading.take(request.address)
         log = await self._orders.ima_ascii()
         return await self._encoded(request, lambda: msgspec.json.encode(log.decode(errors="replace")))
 
     async def ima_binary(self, request: Request) -> Answer:
         """``GET /ima/binary``."""
+        self._reading.take(request.address)
         log = await self._orders.ima_binary()
         return await self._encoded(request, lambda: byte_array(log))
 
     async def snapshot_v1(self, request: Request) -> Answer:
         """``GET /snapshot``."""
-        state = await self._orders.snapshot(requests.caller(request))
+        state = await self._orders.snapshot(self._caller(request))
         return json_answer(None, 202) if state.progress is not None else await self._snapshot(request, state)
 
     async def snapshot_v2(self, request: Request) -> Answer:
         """``GET /v2/snapshot``."""
-        state = await self._orders.snapshot(requests.caller(request))
+        state = await self._orders.snapshot(self._caller(request))
         return json_answer(state.progress, 202) if state.progress is not None else await self._snapshot(request, state)
 
     async def _snapshot(self, request: Request, state: SnapshotState) -> Answer:
         finished = state.finished
         if finished is None:
             raise AttesterError(f"the snapshot failed: {state.failed}; delete it to order another")
+        self._reading.take(request.address)
         return await self._encoded(request, lambda: finished)
 
     async def delete_snapshot(self, request: Request) -> Answer:
         """``DELETE /snapshot``, ``DELETE /v2/snapshot``."""
-        await self._orders.delete_snapshot(requests.caller(request))
+        await self._orders.delete_snapshot(self._caller(request))
         return json_answer(None)
 
     async def app_init(self, request: Request) -> Answer:
-        """``POST /app/init``."""
-        configuration = await requests.app_configuration(request, self._budget)
-        await self._orders.init_app(requests.caller(request), configuration)
+        """``POST /app/init``. Of somebody who may not order it, the body is not even read."""
+        caller = self._caller(request)
+        await self._orders.admit_init(caller)
+        body = await requests.app_body(request, self._budget)
+        try:
+            await self._orders.init_app(caller, body)
+        finally:
+            self._budget.give_back(len(body))
         return json_answer(None)
 
     async def app_restart(self, request: Request) -> Answer:
         """``POST /app/restart``."""
-        await self._orders.restart_app(requests.caller(request))
+        await self._orders.restart_app(self._caller(request))
         return json_answer(None)
+
+    async def app_status(self, request: Request) -> Answer:
+        """``GET /v2/app``."""
+        return json_answer(await self._orders.app_status(self._caller(request)))
+
+    async def app_logs(self, request: Request) -> Answer:
+        """``GET /v2/app/logs``."""
+        lines = requests.log_lines(request)
+        return json_answer(await self._orders.app_logs(self._caller(request), lines))
+
+    async def nonce(self, _request: Request) -> Answer:
+        """``POST /v2/nonce``."""
+        return json_answer(wire.NonceAnswer(nonce=await self._orders.nonce()))
+
+    async def owners(self, _request: Request) -> Answer:
+        """``GET /v2/owner``."""
+        return json_answer(await self._orders.owners())
+
+    async def claim(self, request: Request) -> Answer:
+        """``POST /v2/owner/claim``."""
+        await requests.no_body(request)
+        return json_answer(await self._orders.claim(self._caller(request)))
+
+    async def add_owner(self, request: Request) -> Answer:
+        """``POST /v2/owner/add``."""
+        body = await requests.small_body(request)
+        return json_answer(await self._orders.add_owner(self._caller(request), body))
+
+    async def remove_owner(self, request: Request) -> Answer:
+        """``POST /v2/owner/remove``."""
+        body = await requests.small_body(request)
+        return json_answer(await self._orders.remove_owner(self._caller(request), body))
 
     async def openapi(self, _request: Request) -> Answer:
         """``GET /openapi.json``."""
@@ -187,6 +251,15 @@ class _Front:
     async def health(self, _request: Request) -> Answer:
         """``GET /health``."""
         return json_answer({"status": "ok"})
+
+    def _caller(self, request: Request) -> Caller:
+        """Whoever gives an order. Raises OrderError where a client gives too many without a proof; one with a proof is
+        quickly told, and must not be kept out by its neighbours.
+        """
+        caller = requests.caller(request)
+        if not caller.proof:
+            self._orders_given.take(request.address)
+        return caller
 
     async def _encoded(self, request: Request, encode: Callable[[], bytes]) -> Answer:
         """A large answer, encoded and compressed beside the event loop."""

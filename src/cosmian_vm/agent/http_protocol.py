@@ -31,7 +31,12 @@ MAX_HEAD = 64 * 1024
 """Largest head of a request, in bytes."""
 
 MAX_CONNECTIONS = 1024
-"""Connections at once; beyond it the answer is 503, and far beyond it there is none."""
+"""Connections at once. Beyond it the answer is 503 for those who have more than a few of them. At twice as many,
+whoever has most gives one up for a client with fewer.
+"""
+
+A_FEW = 8
+"""Connections with which a client is answered whatever the others do."""
 
 MAX_OF_ONE_CLIENT = 128
 """Of these, how many one client may have: nobody alone takes all."""
@@ -67,13 +72,13 @@ class _Protocol(HttpToolsProtocol):
         self._body = 0  # those of its body among them
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        if len(self.connections) >= 2 * MAX_CONNECTIONS:
-            self.transport = transport
-            transport.abort()
-            return
         try:
             self._client = self.places.take(str((transport.get_extra_info("peername") or ("unknown",))[0]))
         except OrderError:
+            self.transport = transport
+            transport.abort()
+            return
+        if len(self.connections) >= 2 * MAX_CONNECTIONS and not self._make_room(self._client):
             self.transport = transport
             transport.abort()
             return
@@ -82,6 +87,35 @@ class _Protocol(HttpToolsProtocol):
         if isinstance(tls, ssl.SSLObject):
             self._leaf = self.tls.leaf_of(tls)
         self._give_time(HEAD_SECONDS)
+
+    def _make_room(self, client: bytes) -> bool:
+        """Where all places are taken, whoever has most of them gives one to a client that has fewer: hundreds of
+        connections of a few strangers do not keep an owner out. One that is not being answered goes first.
+        """
+        greedy, most = self.places.busiest()
+        if most <= self.places.of(client):
+            return False
+        victim: _Protocol | None = None
+        for connection in self.connections:
+            if not isinstance(connection, _Protocol) or connection.places_of != greedy:
+                continue
+            victim = connection
+            if connection.is_idle:
+                break
+        if victim is None:
+            return False
+        victim.transport.abort()
+        return True
+
+    @property
+    def places_of(self) -> bytes | None:
+        """The client whose connection this is; None once it is being closed."""
+        return None if self.transport.is_closing() else self._client
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being answered."""
+        return self.cycle is None or bool(self.cycle.response_complete)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._take_time()
@@ -113,6 +147,8 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        few = self._client is not None and self.places.of(self._client) <= A_FEW
+        self.limit_concurrency = None if few else MAX_CONNECTIONS
         super().on_headers_complete()
         self._give_time(BODY_SECONDS)
         self.tls.refresh()

@@ -33,7 +33,7 @@ from cosmian_vm.evidence.bundle import TeeKind
 if TYPE_CHECKING:
     from cosmian_vm.agent.privileges import FrontUser
 
-__all__ = ["main", "run"]
+__all__ = ["main", "run", "set_limits"]
 
 _OPEN_FILES = 16384
 _LOOK_SECONDS = 2.0
@@ -144,7 +144,7 @@ def main(find_platform: Callable[[AgentConfig], Platform] = lambda config: detec
     arguments = _arguments()
     configure()
     os.umask(0o077)
-    _set_limits()
+    set_limits()
     try:
         config = load(arguments.config)
         preinit = os.environ.get(PREINIT_VARIABLE) != "0"
@@ -190,7 +190,7 @@ def _launch_only(config: AgentConfig, platform: Platform) -> int:
     return 0 if storage.why is None and storage.locked() is None else 1
 
 
-def _set_limits() -> None:
+def set_limits() -> None:
     """No core files: secrets pass through. And open files enough that connections do not take the devices' share."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

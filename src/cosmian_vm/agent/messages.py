@@ -13,10 +13,10 @@ from typing import Annotated, Generic, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from cosmian_vm.agent.caller import Caller
 from cosmian_vm.agent.log import describe
-from cosmian_vm.agent.owner import Caller
 from cosmian_vm.errors import AttesterError, NotAvailableError, OrderError
-from cosmian_vm.wire import MAX_APP_CONFIGURATION, MAX_CREDENTIAL_BLOB, MAX_CREDENTIAL_SECRET
+from cosmian_vm.wire import MAX_APP_BODY, MAX_CREDENTIAL_BLOB, MAX_CREDENTIAL_SECRET, MAX_LOG_LINES
 
 __all__ = [
     "LENGTH",
@@ -24,6 +24,11 @@ __all__ = [
     "MAX_ORDER",
     "MAX_SMALL_ORDER",
     "Activate",
+    "AddOwner",
+    "AdmitInit",
+    "AppLogs",
+    "AppStatus",
+    "Claim",
     "DeleteSnapshot",
     "Done",
     "Evidence",
@@ -32,8 +37,12 @@ __all__ = [
     "ImaAscii",
     "ImaBinary",
     "InitApp",
+    "IsOwner",
+    "Nonce",
     "Order",
+    "RemoveOwner",
     "RestartApp",
+    "ShowOwners",
     "Snapshot",
     "TeeQuoteV1",
     "TpmQuote",
@@ -48,7 +57,7 @@ __all__ = [
 MAX_SMALL_ORDER = 128 * 1024
 """Largest order, in bytes, but for ``InitApp``."""
 
-MAX_ORDER = MAX_APP_CONFIGURATION + MAX_SMALL_ORDER
+MAX_ORDER = MAX_APP_BODY + MAX_SMALL_ORDER
 
 MAX_ANSWER = 512 * 1024 * 1024
 """Largest answer, in bytes: an IMA list or a snapshot of a large machine."""
@@ -58,6 +67,7 @@ LENGTH = struct.Struct(">I")
 _MAX_TEXT = 4000
 _Result = TypeVar("_Result")
 _Leaf = Annotated[bytes, Meta(min_length=1, max_length=64 * 1024)]
+_SmallBody = Annotated[bytes, Meta(max_length=4096)]
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -74,6 +84,7 @@ class Evidence(_Strict, frozen=True, kw_only=True):
     nonce: Annotated[bytes, Meta(min_length=32, max_length=32)]
     leaf: _Leaf
     ima_from: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    first: bool = False
 
 
 class Activate(_Strict, frozen=True, kw_only=True):
@@ -104,6 +115,12 @@ class ImaBinary(_Strict, frozen=True, kw_only=True):
     """``Orders.ima_binary``."""
 
 
+class IsOwner(_Strict, frozen=True, kw_only=True):
+    """``Orders.is_owner``."""
+
+    caller: Caller
+
+
 class Snapshot(_Strict, frozen=True, kw_only=True):
     """``Orders.snapshot``."""
 
@@ -116,17 +133,64 @@ class DeleteSnapshot(_Strict, frozen=True, kw_only=True):
     caller: Caller
 
 
+class AdmitInit(_Strict, frozen=True, kw_only=True):
+    """``Orders.admit_init``."""
+
+    caller: Caller
+
+
 class InitApp(_Strict, frozen=True, kw_only=True):
     """``Orders.init_app``."""
 
     caller: Caller
-    configuration: Annotated[bytes, Meta(max_length=MAX_APP_CONFIGURATION)]
+    body: Annotated[bytes, Meta(max_length=MAX_APP_BODY)]
 
 
 class RestartApp(_Strict, frozen=True, kw_only=True):
     """``Orders.restart_app``."""
 
     caller: Caller
+
+
+class AppStatus(_Strict, frozen=True, kw_only=True):
+    """``Orders.app_status``."""
+
+    caller: Caller
+
+
+class AppLogs(_Strict, frozen=True, kw_only=True):
+    """``Orders.app_logs``."""
+
+    caller: Caller
+    lines: Annotated[int, Meta(ge=1, le=MAX_LOG_LINES)]
+
+
+class Nonce(_Strict, frozen=True, kw_only=True):
+    """``Orders.nonce``."""
+
+
+class ShowOwners(_Strict, frozen=True, kw_only=True):
+    """``Orders.owners``."""
+
+
+class Claim(_Strict, frozen=True, kw_only=True):
+    """``Orders.claim``."""
+
+    caller: Caller
+
+
+class AddOwner(_Strict, frozen=True, kw_only=True):
+    """``Orders.add_owner``."""
+
+    caller: Caller
+    body: _SmallBody
+
+
+class RemoveOwner(_Strict, frozen=True, kw_only=True):
+    """``Orders.remove_owner``."""
+
+    caller: Caller
+    body: _SmallBody
 
 
 Order = (
@@ -139,8 +203,17 @@ Order = (
     | ImaBinary
     | Snapshot
     | DeleteSnapshot
+    | AdmitInit
     | InitApp
+    | IsOwner
     | RestartApp
+    | AppStatus
+    | AppLogs
+    | Nonce
+    | ShowOwners
+    | Claim
+    | AddOwner
+    | RemoveOwner
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from cosmian_vm import __version__, wire
+from cosmian_vm.owner_proof import PROOF_HEADER
 
 __all__ = ["openapi_document"]
 
@@ -19,6 +20,11 @@ _SHAPES = (
     wire.ActivateAnswer,
     wire.SnapshotProgress,
     wire.AppConfiguration,
+    wire.NonceAnswer,
+    wire.OwnersAnswer,
+    wire.OwnerRequest,
+    wire.AppAnswer,
+    wire.AppLogsAnswer,
     wire.TpmQuoteV1,
 )
 _BYTES = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}}
@@ -57,14 +63,15 @@ def openapi_document() -> _Schema:
         },
         wire.IMA_ASCII: {"get": _call("The kernel's IMA list, ASCII (version 1)", {"type": "string"})},
         wire.IMA_BINARY: {"get": _call("The kernel's IMA list, binary (version 1)", _BYTES)},
-        wire.QUOTE_TEE: {"get": _call("A quote of the TEE (version 1)", _BYTES, nonce="exactly 32 bytes")},
+        wire.QUOTE_TEE: {"get": _call("A quote of the TEE (version 1)", _BYTES, query=_nonce("exactly 32"))},
         wire.QUOTE_TPM: {
-            "get": _call("A quote of the TPM (version 1)", _of(wire.TpmQuoteV1), nonce="at most 64 bytes")
+            "get": _call("A quote of the TPM (version 1)", _of(wire.TpmQuoteV1), query=_nonce("at most 64"))
         },
         wire.APP_INIT: {
             "post": _call("Write app.conf and start the application", _NULL, body=_of(wire.AppConfiguration))
         },
         wire.APP_RESTART: {"post": _call("Restart the application", _NULL)},
+        **_owners_and_application(),
         wire.OPENAPI: {"get": _call("This document", {"type": "object"})},
         wire.HEALTH: {"get": _call("Whether the agent lives", {"type": "object"})},
     }
@@ -73,15 +80,40 @@ def openapi_document() -> _Schema:
         "info": {
             "title": "Cosmian VM agent",
             "version": __version__,
-            "description": f"Orders need the header {wire.ORDER_HEADER}: 2, unless the agent takes orders from anyone.",
+            "description": (
+                f"Orders (snapshot, application, owners) need an owner's proof in the header {PROOF_HEADER}, unless "
+                "the agent takes orders from anyone."
+            ),
         },
         "paths": paths,
         "components": {"schemas": components},
     }
 
 
+def _owners_and_application() -> dict[str, _Schema]:
+    return {
+        wire.NONCE: {"post": _call("What an owner's proof answers, usable once", _of(wire.NonceAnswer))},
+        wire.OWNER: {"get": _call("Who owns this machine", _of(wire.OwnersAnswer))},
+        wire.OWNER_CLAIM: {"post": _call("Own a machine that nobody owns; 409 otherwise", _of(wire.OwnersAnswer))},
+        wire.OWNER_ADD: {
+            "post": _call("One owner more", _of(wire.OwnersAnswer), body=_of(wire.OwnerRequest)),
+        },
+        wire.OWNER_REMOVE: {
+            "post": _call("One owner less", _of(wire.OwnersAnswer), body=_of(wire.OwnerRequest)),
+        },
+        wire.APP: {"get": _call("How the application is", _of(wire.AppAnswer))},
+        wire.APP_LOGS: {
+            "get": _call("The application's last words", _of(wire.AppLogsAnswer), query=("lines", "1 to 1000")),
+        },
+    }
+
+
 def _of(shape: type[msgspec.Struct]) -> _Schema:
     return {"$ref": _REFERENCE.format(name=shape.__name__)}
+
+
+def _nonce(size: str) -> tuple[str, str]:
+    return "nonce", f"{size} bytes, base64 (standard alphabet) without padding; + is sent as %2B"
 
 
 def _content(schema: _Schema) -> _Schema:
@@ -94,7 +126,7 @@ def _call(
     *,
     body: _Schema | None = None,
     waiting: _Schema | None = None,
-    nonce: str | None = None,
+    query: tuple[str, str] | None = None,
 ) -> _Schema:
     responses: _Schema = {
         "200": {"description": "Done", "content": _content(answer)},
@@ -108,14 +140,9 @@ def _call(
     call: _Schema = {"summary": summary, "responses": responses}
     if body is not None:
         call["requestBody"] = {"required": True, "content": _content(body)}
-    if nonce is not None:
+    if query is not None:
+        name, what = query
         call["parameters"] = [
-            {
-                "name": "nonce",
-                "in": "query",
-                "required": True,
-                "description": f"{nonce}, base64 (standard alphabet) without padding; + is sent as %2B",
-                "schema": {"type": "string"},
-            }
+            {"name": name, "in": "query", "required": True, "description": what, "schema": {"type": "string"}}
         ]
     return call

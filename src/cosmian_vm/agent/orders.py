@@ -11,8 +11,16 @@ from typing import Protocol
 
 import msgspec
 
-from cosmian_vm.agent.owner import Caller
-from cosmian_vm.wire import EvidenceAnswer, SnapshotProgress, TpmQuoteV1, VersionAnswer
+from cosmian_vm.agent.caller import Caller
+from cosmian_vm.wire import (
+    AppAnswer,
+    AppLogsAnswer,
+    EvidenceAnswer,
+    OwnersAnswer,
+    SnapshotProgress,
+    TpmQuoteV1,
+    VersionAnswer,
+)
 
 __all__ = ["Orders", "SnapshotState"]
 
@@ -35,8 +43,14 @@ class Orders(Protocol):
         """What this machine has."""
         ...
 
-    async def evidence(self, nonce: bytes, leaf: bytes, ima_from: int) -> EvidenceAnswer:
-        """All evidence of one moment, bound to ``nonce`` (32 bytes) and ``leaf`` (version 2)."""
+    async def is_owner(self, caller: Caller) -> bool:
+        """Whether a proof that came with a call for evidence is an owner's: then nobody else is served first."""
+        ...
+
+    async def evidence(self, nonce: bytes, leaf: bytes, ima_from: int, *, first: bool = False) -> EvidenceAnswer:
+        """All evidence of one moment, bound to ``nonce`` (32 bytes) and ``leaf`` (version 2). ``first``: before those
+        who wait.
+        """
         ...
 
     async def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
@@ -69,10 +83,42 @@ class Orders(Protocol):
         """Forget a finished or failed snapshot. 409 while one is being computed."""
         ...
 
-    async def init_app(self, caller: Caller, configuration: bytes) -> None:
-        """Write ``app.conf`` and start the application with it."""
+    async def admit_init(self, caller: Caller) -> None:
+        """Whether ``init_app`` would be obeyed, asked before its body is read."""
+        ...
+
+    async def init_app(self, caller: Caller, body: bytes) -> None:
+        """Write ``app.conf`` and start the application with it. ``body``: JSON, as it came."""
         ...
 
     async def restart_app(self, caller: Caller) -> None:
         """Restart the application."""
+        ...
+
+    async def app_status(self, caller: Caller) -> AppAnswer:
+        """How the application is."""
+        ...
+
+    async def app_logs(self, caller: Caller, lines: int) -> AppLogsAnswer:
+        """The last ``lines`` lines that the application wrote; for owners alone."""
+        ...
+
+    async def nonce(self) -> bytes:
+        """What an owner's proof answers, 32 bytes, usable once and for a short time."""
+        ...
+
+    async def owners(self) -> OwnersAnswer:
+        """Who owns this machine."""
+        ...
+
+    async def claim(self, caller: Caller) -> OwnersAnswer:
+        """Make whoever holds the proof's key the owner. 409 where somebody else is."""
+        ...
+
+    async def add_owner(self, caller: Caller, body: bytes) -> OwnersAnswer:
+        """One owner more. ``body``: JSON, as it came."""
+        ...
+
+    async def remove_owner(self, caller: Caller, body: bytes) -> OwnersAnswer:
+        """One owner less. ``body``: JSON, as it came."""
         ...

@@ -10,14 +10,15 @@ import msgspec
 
 from cosmian_vm.agent.answers import Budget
 from cosmian_vm.agent.asgi import Request
-from cosmian_vm.agent.owner import Caller
+from cosmian_vm.agent.caller import MAX_TARGET, Caller
 from cosmian_vm.errors import EvidenceFormatError, OrderError
 from cosmian_vm.evidence.binding import NONCE_SIZE
+from cosmian_vm.owner_proof import MAX_PROOF, PROOF_HEADER
 from cosmian_vm.wire import (
-    MAX_APP_CONFIGURATION,
+    MAX_APP_BODY,
+    MAX_LOG_LINES,
     ORDER_HEADER,
     ActivateRequest,
-    AppConfiguration,
     EvidenceRequest,
     decode_base64_unpadded,
 )
@@ -25,12 +26,15 @@ from cosmian_vm.wire import (
 __all__ = [
     "ClientGoneError",
     "activate_request",
-    "app_configuration",
+    "app_body",
     "caller",
     "evidence_request",
     "leaf",
+    "log_lines",
+    "no_body",
     "nonce",
     "read_body",
+    "small_body",
 ]
 
 _Shape = TypeVar("_Shape")
@@ -38,11 +42,9 @@ _Shape = TypeVar("_Shape")
 MAX_TPM_NONCE = 64
 """Largest qualifyingData of a version 1 quote, in bytes."""
 
-MAX_APP_BODY = (MAX_APP_CONFIGURATION + 2) // 3 * 4 + 4096
-"""Largest body of ``POST /app/init``: base64 of the configuration, and JSON around it."""
-
 MAX_EVIDENCE_BODY = 4096
 MAX_ACTIVATE_BODY = 4096
+MAX_SMALL_BODY = 4096
 _MAX_ENTRY = 2**63 - 1
 _BODY_SECONDS = 30.0
 _APP_BODY_SECONDS = 120.0
@@ -109,8 +111,11 @@ async def activate_request(request: Request) -> ActivateRequest:
     return _decoded(await read_body(request, MAX_ACTIVATE_BODY, _BODY_SECONDS), ActivateRequest)
 
 
-async def app_configuration(request: Request, budget: Budget) -> bytes:
-    """Body of ``POST /app/init``, decoded. Raises OrderError, ClientGoneError."""
+async def app_body(request: Request, budget: Budget) -> bytes:
+    """Body of ``POST /app/init``, whole. What it takes of the budget is given back by the caller, ``len`` bytes of it.
+
+    Raises OrderError, ClientGoneError.
+    """
     taken = 0
 
     def received(size: int) -> None:
@@ -119,21 +124,31 @@ async def app_configuration(request: Request, budget: Budget) -> bytes:
         taken += size
 
     try:
-        raw = await read_body(request, MAX_APP_BODY, _APP_BODY_SECONDS, received)
-        return await asyncio.to_thread(_app_configuration, raw)
-    finally:
+        return await read_body(request, MAX_APP_BODY, _APP_BODY_SECONDS, received)
+    except BaseException:
         budget.give_back(taken)
+        raise
 
 
-def _app_configuration(raw: bytes) -> bytes:
-    asked = _decoded(raw, AppConfiguration)
-    try:
-        content = decode_base64_unpadded(asked.content, "content")
-    except EvidenceFormatError as exc:
-        raise OrderError(str(exc), status=400) from exc
-    if len(content) > MAX_APP_CONFIGURATION:
-        raise OrderError(f"the configuration is larger than {MAX_APP_CONFIGURATION} bytes", status=413)
-    return content
+async def small_body(request: Request) -> bytes:
+    """Body of a small order, whole. Raises OrderError, ClientGoneError."""
+    return await read_body(request, MAX_SMALL_BODY, _BODY_SECONDS)
+
+
+async def no_body(request: Request) -> None:
+    """Of an order that has none. Raises OrderError, ClientGoneError."""
+    if await small_body(request):
+        raise OrderError("this call takes no body", status=400)
+
+
+def log_lines(request: Request) -> int:
+    """Query parameter ``lines``. Raises OrderError."""
+    given = request.parameters("lines")
+    if len(given) != 1 or not given[0].isascii() or not given[0].isdecimal() or len(given[0]) > 6:
+        raise OrderError(f"lines: expected is one query parameter lines=1 to {MAX_LOG_LINES}", status=400)
+    if not 1 <= int(given[0]) <= MAX_LOG_LINES:
+        raise OrderError(f"lines: expected is a number from 1 to {MAX_LOG_LINES}", status=400)
+    return int(given[0])
 
 
 def nonce(request: Request, *, exactly: int | None = None) -> bytes:
@@ -164,8 +179,19 @@ def leaf(request: Request) -> bytes:
 
 
 def caller(request: Request) -> Caller:
-    """Who gives the order."""
-    return Caller(api=2 if request.header(ORDER_HEADER) == "2" else 1, address=request.address)
+    """Who gives the order, and the proof that came with it. Raises OrderError for what is too long to be one."""
+    target, proof = request.target, request.header(PROOF_HEADER)
+    if len(target) > MAX_TARGET:
+        raise OrderError(f"path and query are longer than {MAX_TARGET} characters", status=400)
+    if len(proof) > MAX_PROOF:
+        raise OrderError(f"the owner's proof is longer than {MAX_PROOF} characters", status=401)
+    return Caller(
+        api=2 if request.header(ORDER_HEADER) == "2" else 1,
+        address=request.address,
+        proof=proof,
+        target=target,
+        leaf=request.leaf or b"",
+    )
 
 
 def _decoded(raw: bytes, shape: type[_Shape]) -> _Shape:

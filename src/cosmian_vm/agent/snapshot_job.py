@@ -43,10 +43,11 @@ _MOST_COMPARISONS = 4
 class SnapshotJob:
     """At most one snapshot, being computed or done. Used from the event loop only.
 
-    ``lane``: where the devices are asked. The walk has a lane of its own: evidence is served meanwhile.
+    ``owners``: those of the moment. ``lane``: where the devices are asked, before those who only read evidence. The
+    walk has a lane of its own: evidence is served meanwhile.
     """
 
-    def __init__(self, platform: Platform, devices: Devices, owners: tuple[str, ...], lane: Lane) -> None:
+    def __init__(self, platform: Platform, devices: Devices, owners: Callable[[], tuple[str, ...]], lane: Lane) -> None:
         self._platform = platform
         self._devices = devices
         self._owners = owners
@@ -133,7 +134,7 @@ class SnapshotJob:
         return msgspec.structs.replace(told, ima_log=seen), measured
 
     async def _on_devices(self, work: Callable[[], _Result]) -> _Result:
-        return await self._device_lane.call(work, seconds=_DEVICE_SECONDS)
+        return await self._device_lane.call(work, seconds=_DEVICE_SECONDS, first=True)
 
     def _walk(self, algorithm: str) -> tuple[str, WalkResult]:
         walked = walk_and_hash(self._platform.scope, algorithm, self._report, cancelled=self._cancelled.is_set)
@@ -149,7 +150,7 @@ class SnapshotJob:
         inputs = SnapshotInputs(
             device=told,
             cloud=self._platform.cloud,
-            owners=self._owners,
+            owners=self._owners(),
             algorithm=algorithm,
             files=None if files is None else files.files,
             unreadable=[] if files is None else files.unreadable,

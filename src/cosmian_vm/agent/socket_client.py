@@ -12,10 +12,16 @@ from typing import TypeVar
 import msgspec
 from msgspec.msgpack import Decoder
 
+from cosmian_vm.agent.caller import Caller
 from cosmian_vm.agent.messages import (
     MAX_ANSWER,
     MAX_ORDER,
     Activate,
+    AddOwner,
+    AdmitInit,
+    AppLogs,
+    AppStatus,
+    Claim,
     DeleteSnapshot,
     Done,
     Evidence,
@@ -24,8 +30,12 @@ from cosmian_vm.agent.messages import (
     ImaAscii,
     ImaBinary,
     InitApp,
+    IsOwner,
+    Nonce,
     Order,
+    RemoveOwner,
     RestartApp,
+    ShowOwners,
     Snapshot,
     TeeQuoteV1,
     TpmQuote,
@@ -36,17 +46,20 @@ from cosmian_vm.agent.messages import (
     read_length,
 )
 from cosmian_vm.agent.orders import SnapshotState
-from cosmian_vm.agent.owner import Caller
 from cosmian_vm.errors import OrderError
-from cosmian_vm.wire import EvidenceAnswer, TpmQuoteV1, VersionAnswer
+from cosmian_vm.wire import AppAnswer, AppLogsAnswer, EvidenceAnswer, OwnersAnswer, TpmQuoteV1, VersionAnswer
 
 __all__ = ["RemoteOrders"]
 
 _MAX_CALLS = 96
 """Orders at once: more than the collector's lanes take, fewer than its connections."""
+_MAX_OTHERS = 24
+"""Orders beyond that, of those that do not wait for devices."""
 _MAX_IDLE = 16
 _CALL_SECONDS = 140.0
 """The collector's own limits are shorter."""
+
+_ON_DEVICES = (Evidence, TeeQuoteV1, TpmQuote, ImaAscii, ImaBinary)
 
 _Result = TypeVar("_Result")
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -57,6 +70,10 @@ _EVIDENCE: Decoder[Done[EvidenceAnswer] | Failed] = Decoder(Done[EvidenceAnswer]
 _BYTES: Decoder[Done[bytes] | Failed] = Decoder(Done[bytes] | Failed)
 _TPM_QUOTE: Decoder[Done[TpmQuoteV1] | Failed] = Decoder(Done[TpmQuoteV1] | Failed)
 _SNAPSHOT: Decoder[Done[SnapshotState] | Failed] = Decoder(Done[SnapshotState] | Failed)
+_OWNERS: Decoder[Done[OwnersAnswer] | Failed] = Decoder(Done[OwnersAnswer] | Failed)
+_APP: Decoder[Done[AppAnswer] | Failed] = Decoder(Done[AppAnswer] | Failed)
+_APP_LOGS: Decoder[Done[AppLogsAnswer] | Failed] = Decoder(Done[AppLogsAnswer] | Failed)
+_TRUE: Decoder[Done[bool] | Failed] = Decoder(Done[bool] | Failed)
 _NOTHING: Decoder[Done[None] | Failed] = Decoder(Done[None] | Failed)
 
 
@@ -77,9 +94,13 @@ class RemoteOrders:
         """See ``orders.Orders``."""
         return await self._order(Version(), _VERSION)
 
-    async def evidence(self, nonce: bytes, leaf: bytes, ima_from: int) -> EvidenceAnswer:
+    async def is_owner(self, caller: Caller) -> bool:
         """See ``orders.Orders``."""
-        return await self._order(Evidence(nonce=nonce, leaf=leaf, ima_from=ima_from), _EVIDENCE)
+        return await self._order(IsOwner(caller=caller), _TRUE)
+
+    async def evidence(self, nonce: bytes, leaf: bytes, ima_from: int, *, first: bool = False) -> EvidenceAnswer:
+        """See ``orders.Orders``."""
+        return await self._order(Evidence(nonce=nonce, leaf=leaf, ima_from=ima_from, first=first), _EVIDENCE)
 
     async def activate(self, credential_blob: bytes, secret: bytes) -> bytes:
         """See ``orders.Orders``."""
@@ -109,17 +130,54 @@ class RemoteOrders:
         """See ``orders.Orders``."""
         await self._order(DeleteSnapshot(caller=caller), _NOTHING)
 
-    async def init_app(self, caller: Caller, configuration: bytes) -> None:
+    async def admit_init(self, caller: Caller) -> None:
         """See ``orders.Orders``."""
-        await self._order(InitApp(caller=caller, configuration=configuration), _NOTHING)
+        await self._order(AdmitInit(caller=caller), _NOTHING)
+
+    async def init_app(self, caller: Caller, body: bytes) -> None:
+        """See ``orders.Orders``."""
+        await self._order(InitApp(caller=caller, body=body), _NOTHING)
 
     async def restart_app(self, caller: Caller) -> None:
         """See ``orders.Orders``."""
         await self._order(RestartApp(caller=caller), _NOTHING)
 
+    async def app_status(self, caller: Caller) -> AppAnswer:
+        """See ``orders.Orders``."""
+        return await self._order(AppStatus(caller=caller), _APP)
+
+    async def app_logs(self, caller: Caller, lines: int) -> AppLogsAnswer:
+        """See ``orders.Orders``."""
+        return await self._order(AppLogs(caller=caller, lines=lines), _APP_LOGS)
+
+    async def nonce(self) -> bytes:
+        """See ``orders.Orders``."""
+        return await self._order(Nonce(), _BYTES)
+
+    async def owners(self) -> OwnersAnswer:
+        """See ``orders.Orders``."""
+        return await self._order(ShowOwners(), _OWNERS)
+
+    async def claim(self, caller: Caller) -> OwnersAnswer:
+        """See ``orders.Orders``."""
+        return await self._order(Claim(caller=caller), _OWNERS)
+
+    async def add_owner(self, caller: Caller, body: bytes) -> OwnersAnswer:
+        """See ``orders.Orders``."""
+        return await self._order(AddOwner(caller=caller, body=body), _OWNERS)
+
+    async def remove_owner(self, caller: Caller, body: bytes) -> OwnersAnswer:
+        """See ``orders.Orders``."""
+        return await self._order(RemoveOwner(caller=caller, body=body), _OWNERS)
+
     async def _order(self, order: Order, decoder: Decoder[Done[_Result] | Failed]) -> _Result:
-        """The result; raises what the collector raised, or OrderError (503) where it does not answer."""
-        if self._calls >= _MAX_CALLS:
+        """The result; raises what the collector raised, or OrderError (503) where it does not answer.
+
+        What asks the devices may not take all places: the others are for orders, which are short or have an owner.
+        """
+        waits = isinstance(order, _ON_DEVICES) and not getattr(order, "first", False)
+        most = _MAX_CALLS if waits else _MAX_CALLS + _MAX_OTHERS
+        if self._calls >= most:
             raise OrderError("too many calls are waiting, try again later", status=503)
         self._calls += 1
         try:

@@ -18,12 +18,18 @@ from pathlib import Path
 import msgspec
 
 from cosmian_vm.agent.answers import Budget
+from cosmian_vm.agent.caller import MAX_TARGET, Caller
 from cosmian_vm.agent.log import LOGGER, describe
 from cosmian_vm.agent.messages import (
     MAX_ANSWER,
     MAX_ORDER,
     MAX_SMALL_ORDER,
     Activate,
+    AddOwner,
+    AdmitInit,
+    AppLogs,
+    AppStatus,
+    Claim,
     DeleteSnapshot,
     Done,
     Evidence,
@@ -31,8 +37,12 @@ from cosmian_vm.agent.messages import (
     ImaAscii,
     ImaBinary,
     InitApp,
+    IsOwner,
+    Nonce,
     Order,
+    RemoveOwner,
     RestartApp,
+    ShowOwners,
     Snapshot,
     TeeQuoteV1,
     TpmQuote,
@@ -43,9 +53,9 @@ from cosmian_vm.agent.messages import (
     read_length,
 )
 from cosmian_vm.agent.orders import Orders
-from cosmian_vm.agent.owner import Caller
 from cosmian_vm.agent.privileges import FrontUser
 from cosmian_vm.errors import ConfigError, CosmianVmError
+from cosmian_vm.owner_proof import MAX_PROOF
 
 __all__ = ["OrdersServer", "listen_for_orders"]
 
@@ -55,11 +65,26 @@ _MAX_LARGE = 4
 _MAX_ANSWERING = 512 * 1024 * 1024
 """Bytes of answers that wait to be taken, all together."""
 _MAX_ADDRESS = 100
+_MAX_LEAF = 64 * 1024
 _READ_SECONDS = 30.0
 _WRITE_SECONDS = 60.0
 _LARGE_SECONDS = 120.0
 _PIECE = 1024 * 1024
 _CREDENTIALS = struct.Struct("3i")  # struct ucred, unix(7)
+
+_Given = (
+    Snapshot
+    | DeleteSnapshot
+    | AdmitInit
+    | InitApp
+    | IsOwner
+    | RestartApp
+    | AppStatus
+    | AppLogs
+    | Claim
+    | AddOwner
+    | RemoveOwner
+)
 
 _orders = msgspec.msgpack.Decoder(Order)
 
@@ -191,11 +216,12 @@ class OrdersServer:
         return answer
 
     async def _result(self, order: Order) -> object:
+        """What only reads; the rest is done by ``_given``."""
         match order:
             case Version():
                 return await self._do.version()
-            case Evidence(nonce=nonce, leaf=leaf, ima_from=ima_from):
-                return await self._do.evidence(nonce, leaf, ima_from)
+            case Evidence(nonce=nonce, leaf=leaf, ima_from=ima_from, first=first):
+                return await self._do.evidence(nonce, leaf, ima_from, first=first)
             case Activate(credential_blob=credential_blob, secret=secret):
                 return await self._do.activate(credential_blob, secret)
             case TeeQuoteV1(nonce=nonce, leaf=leaf):
@@ -206,14 +232,38 @@ class OrdersServer:
                 return await self._do.ima_ascii()
             case ImaBinary():
                 return await self._do.ima_binary()
-            case Snapshot(caller=caller):
-                return await self._do.snapshot(_checked(caller))
-            case DeleteSnapshot(caller=caller):
-                await self._do.delete_snapshot(_checked(caller))
-            case InitApp(caller=caller, configuration=configuration):
-                await self._do.init_app(_checked(caller), configuration)
-            case RestartApp(caller=caller):
-                await self._do.restart_app(_checked(caller))
+            case Nonce():
+                return await self._do.nonce()
+            case ShowOwners():
+                return await self._do.owners()
+            case _:
+                return await self._given(order, _checked(order.caller))
+
+    async def _given(self, order: _Given, caller: Caller) -> object:
+        """An order that somebody gives."""
+        match order:
+            case IsOwner():
+                return await self._do.is_owner(caller)
+            case Snapshot():
+                return await self._do.snapshot(caller)
+            case DeleteSnapshot():
+                await self._do.delete_snapshot(caller)
+            case AdmitInit():
+                await self._do.admit_init(caller)
+            case InitApp(body=body):
+                await self._do.init_app(caller, body)
+            case RestartApp():
+                await self._do.restart_app(caller)
+            case AppStatus():
+                return await self._do.app_status(caller)
+            case AppLogs(lines=lines):
+                return await self._do.app_logs(caller, lines)
+            case Claim():
+                return await self._do.claim(caller)
+            case AddOwner(body=body):
+                return await self._do.add_owner(caller, body)
+            case RemoveOwner(body=body):
+                return await self._do.remove_owner(caller, body)
         return None
 
 
@@ -226,4 +276,6 @@ def _checked(caller: Caller) -> Caller:
     """What the log will show must not look like lines of its own."""
     if len(caller.address) > _MAX_ADDRESS or not caller.address.isprintable():
         raise FrameError("the caller's address is none")
+    if len(caller.target) > MAX_TARGET or len(caller.proof) > MAX_PROOF or len(caller.leaf) > _MAX_LEAF:
+        raise FrameError("a caller with more than there can be")
     return caller

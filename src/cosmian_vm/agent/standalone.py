@@ -9,11 +9,13 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from cosmian_vm._run import SYSTEM_PATH, find_program
-from cosmian_vm.agent.files import make_folder, write_atomically
+from cosmian_vm.agent.files import make_folder, user_ids, write_atomically
+from cosmian_vm.agent.service_log import ServiceState, last_lines, tail
 from cosmian_vm.errors import AttesterError
 
 __all__ = ["Standalone"]
@@ -34,14 +36,15 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Standalone:
     """The program ``name`` (an absolute path, or a name in ``path``), run in ``folder``, where ``app.conf`` lies.
 
-    ``state``: folder of the pid file and of the program's output. A process is known by pid *and* start time, signalled
-    through a descriptor of its own, and never looked for by its name.
+    ``user``: whom it runs as. ``state``: folder of the pid file and of the program's output. A process is known by pid
+    *and* start time, signalled through a descriptor of its own, and never looked for by its name.
     """
 
-    def __init__(self, name: str, *, folder: Path, state: Path, path: str = SYSTEM_PATH) -> None:
+    def __init__(self, name: str, *, folder: Path, state: Path, user: str = "root", path: str = SYSTEM_PATH) -> None:
         bare = name.rpartition("/")[2]
         self._name = name
         self._folder = folder
+        self._user = user
         self._pid_file = state / f"{bare}.pid"
         self._log = state / f"{bare}.log"
         self._path = path
@@ -57,6 +60,7 @@ class Standalone:
         """Stop it where it runs, start it, see it stay up for a second. Raises AttesterError."""
         self.stop()
         program = self._name if self._name.startswith("/") else find_program(self._name, self._path)
+        identity = self._identity()
         try:
             make_folder(self._pid_file.parent)
             make_folder(self._folder)
@@ -72,6 +76,7 @@ class Standalone:
                 cwd=self._folder,
                 start_new_session=True,
                 umask=0o022,
+                **identity,
             )
         except OSError as exc:
             raise AttesterError(f"{program} cannot be started: {exc.strerror or exc}") from exc
@@ -80,6 +85,14 @@ class Standalone:
         self._child = child
         self._remember(child)
         self._see_it_up(child)
+
+    def _identity(self) -> dict[str, Any]:
+        """Whom the program is to be, for Popen: nothing where it stays who we are. Raises AttesterError."""
+        ids = user_ids(self._user)
+        if ids is None:
+            return {}
+        uid, gid = ids
+        return {"user": uid, "group": gid, "extra_groups": os.getgrouplist(self._user, gid)}
 
     def stop(self) -> None:
         """End it and its process group: politely, then not. Raises AttesterError where it outlives even that."""
@@ -97,6 +110,20 @@ class Standalone:
             self._child = None
         with suppress(FileNotFoundError):
             self._pid_file.unlink()
+
+    def state(self) -> ServiceState:
+        """Whether the process of the pid file runs."""
+        pid = self.pid
+        return ServiceState(False, "stopped") if pid is None else ServiceState(True, f"running, pid {pid}")
+
+    def log(self, lines: int) -> list[str]:
+        """The end of what it has written since it was started."""
+        try:
+            return last_lines(tail(self._log), lines)
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            raise AttesterError(f"{self._log} cannot be read: {exc.strerror or exc}") from exc
 
     def _end(self, pid: int, process: int) -> None:
         for what, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):

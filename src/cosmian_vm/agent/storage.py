@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from cosmian_vm.agent.config import AgentConfig, AppConfig
-from cosmian_vm.agent.files import make_folder, write_atomically
+from cosmian_vm.agent.files import make_folder, user_ids, write_atomically
 from cosmian_vm.errors import AttesterError, InputError, OrderError
 from cosmian_vm.luks.place import Place
 
@@ -36,6 +36,11 @@ class Storage:
         self.why = why
         self._mountinfo = mountinfo
         self._block_devices = block_devices
+
+    @property
+    def owners_file(self) -> Path:
+        """Where the owners of this machine are kept."""
+        return self._config.data / "owners.json"
 
     def locked(self) -> str | None:
         """Why nothing may be written below ``data``; None where it may.
@@ -71,18 +76,59 @@ class Storage:
         if reason is not None:
             raise OrderError(f"container locked: {reason}", status=503)
 
+    def on_container(self, folder: Path) -> bool:
+        """Whether ``folder``, which need not be there yet, lies below ``data`` and that is the encrypted container."""
+        data = os.path.realpath(self._config.data)
+        inside = os.path.realpath(folder).startswith(data + os.sep)
+        return inside and self._config.container is not None and self.locked() is None
+
+    def has_app_configuration(self, app: AppConfig) -> bool:
+        """Whether ``app.conf`` is there."""
+        return (app.storage / APP_CONFIGURATION).is_file()
+
     def write_app_configuration(self, app: AppConfig, content: bytes) -> None:
-        """Write ``app.conf``, readable by root alone, whole or not at all.
+        """Write ``app.conf``, readable by ``app.user`` (and root) alone, whole or not at all.
 
         Raises OrderError where the container is locked, AttesterError where the file cannot be written.
         """
         self.require_open()
+        place = app.storage / APP_CONFIGURATION
         try:
+            owner = user_ids(app.user)
+            self._refuse_detour(app.storage)
             make_folder(app.storage)
-            write_atomically(app.storage / APP_CONFIGURATION, content, 0o400)
+            if owner is not None:
+                self._let_through(app.storage)
+            write_atomically(place, content, 0o400, owner)
         except OSError as exc:
-            place = app.storage / APP_CONFIGURATION
             raise AttesterError(f"{place} cannot be written: {exc.strerror or exc}; the old one stays") from exc
+
+    def let_through(self, app: AppConfig) -> None:
+        """Keep the way to ``app.conf`` open for the application's user, where it is there already: whoever starts the
+        agent may have closed the folder above. Raises OSError, AttesterError.
+        """
+        if self.has_app_configuration(app) and user_ids(app.user) is not None:
+            self._let_through(app.storage)
+
+    def _refuse_detour(self, folder: Path) -> None:
+        """Of a folder below ``data_storage``, no part may be a link that leads elsewhere: what runs on this machine
+        must not choose where secrets go. Raises AttesterError.
+        """
+        base = self._config.data_storage
+        if not folder.is_relative_to(base):
+            return
+        found = os.path.realpath(folder)
+        if found != os.fspath(Path(os.path.realpath(base)) / folder.relative_to(base)):
+            raise AttesterError(f"{folder} leads to {found}: a link in it is not followed; the old configuration stays")
+
+    def _let_through(self, folder: Path) -> None:
+        """The application's user must reach its file: our own folders above it may be passed by all, listed by none."""
+        base = self._config.data_storage
+        while folder.is_relative_to(base):
+            mode = folder.stat().st_mode & 0o7777
+            if not mode & 0o001:
+                folder.chmod(mode | 0o001)
+            folder = folder.parent
 
     def _device_mounted_at(self, point: str) -> str | None:
         """``major:minor`` of the file system seen at ``point``: the last one mounted there (proc_pid_mountinfo(5))."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from cosmian_vm.errors import CosmianVmError, InputError, PeerChangedError, TransportError
+from cosmian_vm.errors import CosmianVmError, InputError, NotTrustedError, PeerChangedError, TransportError
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -78,7 +78,7 @@ def exit_status(error: CosmianVmError) -> int:
     """The exit status that an error stands for."""
     if isinstance(error, TransportError):
         return NO_EVIDENCE
-    return NOT_TRUSTED if isinstance(error, PeerChangedError) else USAGE
+    return NOT_TRUSTED if isinstance(error, PeerChangedError | NotTrustedError) else USAGE
 
 
 def read_file(path: str, limit: int = MAX_FILE) -> bytes:
@@ -124,8 +124,11 @@ def check_writable(*paths: str | None) -> None:
             raise InputError(f"{path or repr(path)}: cannot be written: {problem}")
 
 
-def write_atomically(path: str, content: bytes) -> None:
-    """Write a whole file or nothing: to a temporary file beside it, then renamed. Raises InputError."""
+def write_atomically(path: str, content: bytes, *, private: bool = False) -> None:
+    """Write a whole file or nothing: to a temporary file beside it, then renamed. ``private``: for the user alone.
+
+    Raises InputError.
+    """
     import tempfile
     from pathlib import Path
 
@@ -137,7 +140,7 @@ def write_atomically(path: str, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).chmod(0o600 if private else 0o666 & ~_umask())
         Path(temporary).replace(target)
     except (OSError, ValueError) as exc:
         raise InputError(f"{path}: cannot be written: {getattr(exc, 'strerror', None) or exc}") from exc

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 
-__all__ = ["Chosen", "api_option", "appraisal_options", "pccs_option"]
+__all__ = ["Chosen", "api_option", "appraisal_options", "order_options", "pccs_option"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -83,3 +83,42 @@ def appraisal_options(function: _Function) -> _Function:
     for option in reversed(options):
         command = option(command)
     return cast(_Function, command)
+
+
+def order_options(function: _Function) -> _Function:
+    """Which machine an order is meant for, and what proves it: a mapping, the argument ``given``."""
+    options = (
+        click.option(
+            "--snapshot", "-s", "snapshot_file", metavar="FILE", help="Only for the machine of this snapshot."
+        ),
+        click.option(
+            "--reference",
+            "-r",
+            "reference_file",
+            metavar="FILE",
+            help="Only for a machine that booted this image (image/build writes the file).",
+        ),
+        click.option(
+            "--allow-reboot", is_flag=True, help="A reboot since the snapshot is a warning, if all else holds."
+        ),
+        click.option(
+            "--without-tpm", is_flag=True, help="The machine has no TPM and no IMA; of no use with --snapshot."
+        ),
+        click.option(
+            "--no-verify",
+            is_flag=True,
+            help="Do not verify the machine first: whoever answers under its name gets all that is sent.",
+        ),
+        click.option("--verbose", "-v", is_flag=True, help="Show every check."),
+    )
+    taken = function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount]
+
+    @wraps(function)
+    def packed(*arguments: object, **values: object) -> object:
+        given = {name: values.pop(name) for name in list(values) if name not in taken}
+        return function(*arguments, given=given, **values)
+
+    wrapped: Any = packed
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return cast("_Function", appraisal_options(wrapped))

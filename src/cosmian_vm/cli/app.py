@@ -1,37 +1,45 @@
-"""``cosmian_vm app``: give the application its configuration, restart it."""
+"""``cosmian_vm app``: give the application its configuration, restart it, ask how it is."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, read_file, target_of
-from cosmian_vm.cli._options import Chosen, appraisal_options
+from cosmian_vm.cli._common import TRUSTED, read_file, target_of
+from cosmian_vm.cli._options import api_option, order_options
+from cosmian_vm.errors import RefusedError, TransportError
+
+if TYPE_CHECKING:
+    from cosmian_vm.client import AgentClient
 
 __all__ = ["command"]
+
+_LAST_WORDS = 20
 
 _EPILOG = """\b
 Examples:
   cosmian_vm --url https://vm.example.com:5355 app init -c app.json -s cosmian_vm.snapshot
   cosmian_vm --url https://vm.example.com:5355 app restart
+  cosmian_vm --url https://vm.example.com:5355 app logs --lines 50
 """
 
 _INIT_EPILOG = """\b
 Examples:
   Secrets for a machine that is set up and recorded (do this whenever you can):
     cosmian_vm --url https://vm.example.com:5355 app init -c app.json -s cosmian_vm.snapshot
-  Before there is a snapshot (genuine hardware, but nothing proves whose machine it is):
+  Before there is a snapshot: a machine that is not remembered yet is shown, and you are asked:
     cosmian_vm --url https://vm.example.com:5355 app init --conf app.json
 \b
-Exit status: 0 done, 1 the machine is not trusted (nothing was sent), 2 wrong usage or
-unreadable file, 3 no evidence to be had, or the agent refused.
+Exit status: 0 done, 1 the machine is not trusted, not the one meant, or not yours (nothing was
+sent), 2 wrong usage or unreadable file, 3 no evidence to be had, or the agent refused.
 """
 
 
 @click.group(name="app", epilog=_EPILOG)
 def command() -> None:
-    """Give the application its configuration; restart it."""
+    """Give the application its configuration; restart it; ask how it is."""
 
 
 @command.command(epilog=_INIT_EPILOG)
@@ -44,74 +52,134 @@ def command() -> None:
     required=True,
     help="What the application reads: any file.",
 )
-@click.option("--snapshot", "-s", "snapshot_file", metavar="FILE", help="Send it only to the machine of this snapshot.")
-@click.option("--allow-reboot", is_flag=True, help="A reboot since the snapshot is a warning, if all else holds.")
-@click.option("--without-tpm", is_flag=True, help="The machine has no TPM and no IMA; of no use with --snapshot.")
-@appraisal_options
-@click.option("--verbose", "-v", is_flag=True, help="Show every check.")
+@click.option(
+    "--trust-new",
+    is_flag=True,
+    help="Take a genuine machine that is not remembered for yours, without asking: for scripts.",
+)
 @click.pass_context
-def init(
-    context: click.Context,
-    *,
-    conf: str,
-    snapshot_file: str | None,
-    allow_reboot: bool,
-    without_tpm: bool,
-    chosen: Chosen,
-    verbose: bool,
-) -> int:
+@order_options
+def init(context: click.Context, *, conf: str, given: Mapping[str, Any]) -> int:
     """Write the application's configuration on the machine and start the application.
 
     The machine is verified first, and the file goes over the very TLS key that was attested. It replaces the one that
     was there.
     """
-    from cosmian_vm.cli._session import examine, setup_from
-    from cosmian_vm.cli.render import OK, WARNING, lines
-    from cosmian_vm.reference import snapshot as snapshots
+    from cosmian_vm.cli._orders import means_from, prove
+    from cosmian_vm.cli.render import OK
     from cosmian_vm.wire import MAX_APP_CONFIGURATION
 
     target = target_of(context)
-    if snapshot_file is None and target.allow_insecure_tls:
-        # Genuine is not ours: whoever sits on the wire can have a genuine machine of their own answer.
-        raise click.UsageError(
-            "with --allow-insecure-tls nothing but a snapshot tells whose machine answers: give --snapshot (take one "
-            "with cosmian_vm snapshot), or a certificate that a CA vouches for (--ca-file names your own)"
-        )
     content = read_file(conf, MAX_APP_CONFIGURATION)
-    reference = None if snapshot_file is None else snapshots.load(snapshot_file)
-    lacking = without_tpm if reference is None else reference.without_tpm
-    setup = setup_from(chosen)
-    policy = replace(setup.policy, allow_reboot=allow_reboot, without_tpm=lacking)
+    means = means_from(given, secret=True, remember=True, quiet=False)
     with target.client() as client:
-        examined = examine(client, setup, policy, reference=reference, reference_name=snapshot_file)
-        for line in lines(examined.outcome, verbose=verbose):
-            click.echo(line)
-        if not examined.outcome.verdict.trusted:
-            click.echo("cosmian_vm: nothing was sent to a machine that is not trusted", err=True)
-            return NOT_TRUSTED
-        if reference is None:
-            click.echo(f"{WARNING} Without --snapshot it may be anybody's genuine machine")
-        client.pin(examined.evidence.tls.leaf)
-        client.app_init(content)
+        prove(client, target, means)
+        _warn_of_the_disk(client)
+        try:
+            client.app_init(content)
+        except RefusedError as exc:
+            _show_last_words(client, exc)
+            raise
     click.echo(f"{OK} The application has its configuration ({len(content)} bytes) and was started")
     return TRUSTED
 
 
 @command.command()
+@api_option
 @click.pass_context
-def restart(context: click.Context) -> int:
-    """Restart the application. Nothing secret is sent, so the machine is not verified."""
+@order_options
+def restart(context: click.Context, *, given: Mapping[str, Any]) -> int:
+    """Restart the application, on a machine that has proved what it is."""
+    from cosmian_vm.cli._orders import means_from, prove
     from cosmian_vm.cli.render import OK
 
-    with target_of(context).client() as client:
-        peer = client.connect()
-        if peer.trusted is False:
-            click.echo(
-                f"cosmian_vm: {client.url}: {peer.problem}; if it is the agent's own self-signed certificate, add "
-                "--allow-insecure-tls before the command",
-                err=True,
-            )
-            return NOT_TRUSTED
-        client.app_restart()
+    target = target_of(context)
+    with target.client() as client:
+        prove(client, target, means_from(given))
+        try:
+            client.app_restart()
+        except RefusedError as exc:
+            _show_last_words(client, exc)
+            raise
     click.echo(f"{OK} The application was restarted")
     return TRUSTED
+
+
+@command.command()
+@click.pass_context
+@order_options
+def status(context: click.Context, *, given: Mapping[str, Any]) -> int:
+    """Whether the application runs, and has its configuration."""
+    from cosmian_vm.cli._orders import means_from, prove
+    from cosmian_vm.cli.render import OK, WARNING, printable
+
+    target = target_of(context)
+    with target.client() as client:
+        prove(client, target, means_from(given))
+        told = client.app_status()
+    what = printable(f"{told.service_name} ({told.service_type}): {told.state}")
+    click.echo(f"{OK if told.running else WARNING} {what}")
+    click.echo(
+        f"{OK if told.configured else WARNING} Its configuration is {'there' if told.configured else 'not there'}"
+    )
+    if not told.encrypted:
+        click.echo(f"{WARNING} {_PLAIN_DISK}")
+    return TRUSTED
+
+
+@command.command()
+@click.option(
+    "--lines",
+    "-n",
+    metavar="N",
+    type=click.IntRange(1, 1000),
+    default=20,
+    show_default=True,
+    help="How many, counted from the end.",
+)
+@click.pass_context
+@order_options
+def logs(context: click.Context, *, lines: int, given: Mapping[str, Any]) -> int:
+    """The last lines that the application wrote. They may quote its secrets."""
+    from cosmian_vm.cli._orders import means_from, prove
+    from cosmian_vm.cli.render import printable
+
+    target = target_of(context)
+    with target.client() as client:
+        prove(client, target, means_from(given))
+        told = client.app_logs(lines)
+    for line in told:
+        click.echo(printable(line))
+    return TRUSTED
+
+
+_PLAIN_DISK = (
+    "Its configuration is not kept on the machine's encrypted container: whoever has the disk can read it (app_storage "
+    "in agent.toml)"
+)
+
+
+def _warn_of_the_disk(client: AgentClient) -> None:
+    """Said before the secret leaves; and a machine that has no application gets none."""
+    from cosmian_vm.cli.render import WARNING
+
+    if client.owner is None:  # an old agent, or one that obeys anyone: it may not know the question
+        return
+    if not client.app_status().encrypted:
+        click.echo(f"{WARNING} {_PLAIN_DISK}")
+
+
+def _show_last_words(client: AgentClient, refused: RefusedError) -> None:
+    """Why the application did not come up, in its own words, for its owner."""
+    from cosmian_vm.cli.render import printable
+
+    if client.owner is None or refused.status < 500:
+        return
+    try:
+        told = client.app_logs(_LAST_WORDS)
+    except TransportError:
+        return
+    if told:
+        click.echo("The application's last words:", err=True)
+    for line in told:
+        click.echo(f"  | {printable(line)}", err=True)

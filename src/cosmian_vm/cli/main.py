@@ -20,9 +20,11 @@ __all__ = ["main", "run"]
 _COMMANDS = {
     "snapshot": "Record what a machine is, into a file.",
     "verify": "Is it still exactly the machine of the snapshot, or of the image as built?",
-    "app": "Give the application its configuration; restart it.",
+    "app": "Give the application its configuration; restart it; ask how it is.",
     "policy": "What is accepted beyond the snapshot; show it.",
     "endorsements": "Fetch what the hardware maker says about a machine, for verifying offline.",
+    "owner": "The key that owns your machines; who owns a machine.",
+    "known": "The machines that are remembered, by URL.",
     "inspect": "What is this evidence file, and is it authentic? Offline.",
 }
 _INTERRUPTED = 130

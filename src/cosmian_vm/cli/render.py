@@ -29,6 +29,8 @@ _LABELS = {Status.OK: "OK", Status.FAIL: "FAIL", Status.WARNING: "WARNING", Stat
 _COLOURS = {Status.OK: "green", Status.FAIL: "red", Status.WARNING: "yellow", Status.SKIP: "cyan"}
 _MAX_DETAILS = 20
 _INDENT = "         "
+_OWNED_BY = "The machine is owned by "
+"""How ``vm.owner`` begins where it names somebody."""
 
 
 class BuiltImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,11 +109,18 @@ def groups(outcome: Outcome) -> tuple[Group, ...]:
     for index, check in enumerate(applications):
         address = outcome.applications[index] if index < len(outcome.applications) else outcome.url
         parts.append((f"Verifying TLS application for {address}", (check,)))
-    parts.append(("Verifying owner", _under(checks, "vm.owner")))
+    owner = _under(checks, "vm.owner")
+    parts.append((f"Verifying owner{_named(owner)}", owner))
     known = {id(check) for _, part in parts for check in part}
     rest = tuple(check for check in checks if id(check) not in known)
     parts.append(("Verifying the rest", rest))
     return tuple(Group(title, group_status(part), part) for title, part in parts if part)
+
+
+def _named(owner: tuple[Check, ...]) -> str:
+    """Whose it is, where that is as it should be: seen on every run, so that a change is noticed."""
+    named = [check.line.removeprefix(_OWNED_BY) for check in owner if check.line.startswith(_OWNED_BY)]
+    return f" ({printable(named[0])})" if named and owner[0].status is Status.OK else ""
 
 
 def _under(checks: Iterable[Check], prefix: str) -> tuple[Check, ...]:

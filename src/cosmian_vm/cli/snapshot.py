@@ -16,8 +16,11 @@ from cosmian_vm.cli._options import Chosen, api_option, appraisal_options
 from cosmian_vm.errors import InputError, PeerChangedError, TransportError
 
 if TYPE_CHECKING:
+    from cosmian_vm.cli._session import Examined, Setup
     from cosmian_vm.client import AgentClient
+    from cosmian_vm.evidence.bundle import Evidence
     from cosmian_vm.reference.snapshot import Snapshot
+    from cosmian_vm.verifier.policy import Policy
     from cosmian_vm.wire import SnapshotProgress
 
 __all__ = ["command"]
@@ -89,11 +92,11 @@ def command(
         if not examined.outcome.verdict.trusted:
             click.echo("cosmian_vm: no snapshot was taken of a machine that is not trusted", err=True)
             return NOT_TRUSTED
-        client.pin(examined.evidence.tls.leaf)
+        evidence = _made_ours(client, examined, policy, setup)
         draft = _fetch(client, policy.api)
     from cosmian_vm.verifier.reference_values import reference_from
 
-    values = reference_from(examined.evidence, draft, policy, now=datetime.now(UTC), anchor=examined.outcome.anchor)
+    values = reference_from(evidence, draft, policy, now=datetime.now(UTC), anchor=examined.outcome.anchor)
     if values.differences:
         raise PeerChangedError(
             f"{client.url}: the snapshot is not of the machine that was appraised a moment ago, nothing was written: "
@@ -104,6 +107,19 @@ def command(
     count = "no" if values.snapshot.filehashes is None else str(len(values.snapshot.filehashes))
     click.echo(f"{OK} Snapshot written: {output} ({count} files)")
     return TRUSTED
+
+
+def _made_ours(client: AgentClient, examined: Examined, policy: Policy, setup: Setup) -> Evidence:
+    """The evidence, with the owners as they are when the machine takes the order. It is remembered by its URL."""
+    client.pin(examined.evidence.tls.leaf)
+    if examined.evidence.api == 1:  # an agent of 1.3 knows no owners, and proves no identity
+        return examined.evidence
+    from cosmian_vm.cli._orders import Means, own, recognise
+    from cosmian_vm.client.owner_key import config_folder
+
+    folder = config_folder()
+    recognise(client, examined, Means(policy, setup, remember=True, rebootable=False), folder)
+    return replace(examined.evidence, owners=own(client, examined.evidence.owners, folder))
 
 
 def _fetch(client: AgentClient, api: int) -> Snapshot:

@@ -106,7 +106,7 @@ def command(
     target = target_of(context)
     for address in applications:
         parse_address(address, "--application")
-    _check_usage(snapshot_file, reference_file, allow_reboot=allow_reboot, api=api)
+    _check_usage(snapshot_file, reference_file, owner, allow_reboot=allow_reboot, api=api)
     check_writable(report, save_evidence)
     reference, build = _load(snapshot_file, reference_file)
     allowed = None if whitelist is None else parse_whitelist(read_file(whitelist), whitelist)
@@ -150,7 +150,21 @@ def _keep(examined: Examined, report: str | None, save_evidence: str | None) -> 
         write_atomically(save_evidence, evidence_file(examined.evidence, examined.nonce))
 
 
-def _check_usage(snapshot_file: str | None, reference_file: str | None, *, allow_reboot: bool, api: str) -> None:
+def _check_owner(owner: str | None) -> None:
+    from cosmian_vm.errors import EvidenceFormatError
+    from cosmian_vm.owner_proof import parse_fingerprint
+
+    try:
+        if owner is not None:
+            parse_fingerprint(owner)
+    except EvidenceFormatError as exc:
+        raise click.UsageError(f"--owner {owner}: {exc}") from exc
+
+
+def _check_usage(
+    snapshot_file: str | None, reference_file: str | None, owner: str | None, *, allow_reboot: bool, api: str
+) -> None:
+    _check_owner(owner)
     if snapshot_file is None and reference_file is None:
         raise click.UsageError(
             "compare with what? Give --snapshot FILE (cosmian_vm snapshot takes one), --reference FILE (image/build "

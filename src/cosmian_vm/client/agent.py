@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
 from cosmian_vm import wire
-from cosmian_vm.client._channel import Channel, deadline, one_line, parse_address, unchecked_context
+from cosmian_vm.client._channel import Answer, Channel, deadline, one_line, parse_address, unchecked_context
 from cosmian_vm.errors import EvidenceFormatError, InputError, PeerChangedError, RefusedError, TransportError
 from cosmian_vm.evidence.bundle import (
     ApplicationPeer,
@@ -20,7 +20,11 @@ from cosmian_vm.evidence.bundle import (
     TlsPeer,
     TpmEvidence,
 )
+from cosmian_vm.owner_proof import PROOF_HEADER
 from cosmian_vm.reference.snapshot import MAX_SNAPSHOT_SIZE
+
+if TYPE_CHECKING:
+    from cosmian_vm.client.owner_key import OwnerKey
 
 __all__ = ["MAX_EVIDENCE", "AgentClient", "application_peer"]
 
@@ -32,6 +36,12 @@ _MAX_LIST_V1 = 128 * 1024 * 1024
 _SNAPSHOT_TIME = 900.0
 _SNAPSHOT_WAIT = 24 * 3600.0
 _POLL = (0.1, 1.0)
+_ORDER_TIME = 150.0
+"""For an order and its answer; the agent gives a service manager 45 s for each step."""
+_MAX_ORDER_ANSWER = 1024 * 1024
+_MAX_LOGS = 8 * 1024 * 1024
+_BUSY = 503
+_UNPROVEN = (401, 403)
 
 _Shape = TypeVar("_Shape")
 
@@ -46,6 +56,8 @@ class AgentClient:
         self.url = self._channel.url
         """The address, in its short form, for messages."""
         self.timeout = timeout
+        self.owner: OwnerKey | None = None
+        """Who gives the orders: each gets a proof by this key. None: orders are sent without."""
 
     def __enter__(self) -> AgentClient:
         return self
@@ -81,7 +93,12 @@ class AgentClient:
         Raises RefusedError (status 404: the agent speaks version 1 only) and TransportError.
         """
         request = msgspec.json.encode(wire.EvidenceRequest(nonce=nonce, ima_from=ima_from))
-        answer = self._channel.call("POST", wire.EVIDENCE, request, limit=MAX_EVIDENCE)
+        try:
+            answer = self._channel.call("POST", wire.EVIDENCE, request, limit=MAX_EVIDENCE)
+        except RefusedError as exc:
+            if exc.status != _BUSY or self.owner is None:
+                raise
+            answer = self._order("POST", wire.EVIDENCE, request, limit=MAX_EVIDENCE)  # an owner need not wait
         told = self._decoded(answer.body, wire.EvidenceAnswer, wire.EVIDENCE)
         if told.api != 2:
             raise TransportError(f"{self.url}: the agent answers with evidence of version {told.api}, expected is 2")
@@ -132,19 +149,27 @@ class AgentClient:
         """
         path = wire.SNAPSHOT_V1 if api == 1 else wire.SNAPSHOT_V2
         order = {wire.ORDER_HEADER: str(api)}
-        self._channel.call("DELETE", path, accept=(200, 404, 409), headers=order)
+        self._order("DELETE", path, accept=(200, 404, 409), headers=order)
         give_up = time.monotonic() + _SNAPSHOT_WAIT
         pause, longest = _POLL
+        ask: Callable[..., Answer] = self._order  # the first call orders it, the others only read
         while time.monotonic() < give_up:
-            answer = self._channel.call(
-                "GET", path, accept=(200, 202), headers=order, limit=MAX_SNAPSHOT_SIZE, seconds=_SNAPSHOT_TIME
-            )
+            try:
+                answer = ask(
+                    "GET", path, accept=(200, 202), headers=order, limit=MAX_SNAPSHOT_SIZE, seconds=_SNAPSHOT_TIME
+                )
+            except RefusedError as exc:
+                if exc.status not in _UNPROVEN or ask == self._order:
+                    raise
+                ask = self._order  # the agent has forgotten what was ordered: it was started anew
+                continue
             if answer.status == 200:
                 with suppress(TransportError):  # only tidiness: the agent keeps it until the next order
-                    self._channel.call("DELETE", path, headers=order)
+                    self._order("DELETE", path, headers=order)
                 return answer.body
             if progress is not None and api != 1:
                 progress(self._decoded(answer.body, wire.SnapshotProgress, path))
+            ask = self._channel.call
             time.sleep(pause)
             pause = min(2 * pause, longest)
         raise TransportError(f"{self.url}: the snapshot was not ready after {_SNAPSHOT_WAIT / 3600:.0f} hours")
@@ -154,13 +179,57 @@ class AgentClient:
         if len(content) > wire.MAX_APP_CONFIGURATION:
             raise InputError(f"the configuration has {len(content)} bytes, at most {wire.MAX_APP_CONFIGURATION} fit")
         body = msgspec.json.encode(wire.AppConfiguration(content=wire.encode_base64_unpadded(content)))
-        self._channel.call("POST", wire.APP_INIT, body, headers={wire.ORDER_HEADER: "2"})
+        self._order("POST", wire.APP_INIT, body)
 
     def app_restart(self) -> None:
         """Restart the application."""
-        self._channel.call("POST", wire.APP_RESTART, headers={wire.ORDER_HEADER: "2"})
+        self._order("POST", wire.APP_RESTART)
+
+    def app_status(self) -> wire.AppAnswer:
+        """How the application is."""
+        return self._decoded(self._order("GET", wire.APP).body, wire.AppAnswer, wire.APP)
+
+    def app_logs(self, lines: int) -> list[str]:
+        """The last lines that the application wrote."""
+        target = f"{wire.APP_LOGS}?lines={lines}"
+        answer = self._order("GET", target, limit=_MAX_LOGS)
+        return self._decoded(answer.body, wire.AppLogsAnswer, target).lines
+
+    def owners(self) -> wire.OwnersAnswer:
+        """Who owns the machine, as the agent says. Raises RefusedError (404: an agent of before there were owners)."""
+        return self._decoded(self._channel.call("GET", wire.OWNER).body, wire.OwnersAnswer, wire.OWNER)
+
+    def claim(self) -> wire.OwnersAnswer:
+        """Make ``owner`` the owner of a machine that nobody owns. Raises RefusedError (409: somebody else is)."""
+        return self._decoded(self._order("POST", wire.OWNER_CLAIM).body, wire.OwnersAnswer, wire.OWNER_CLAIM)
+
+    def change_owners(self, target: str, owner: str) -> wire.OwnersAnswer:
+        """``target``: OWNER_ADD or OWNER_REMOVE."""
+        body = msgspec.json.encode(wire.OwnerRequest(owner=owner))
+        return self._decoded(self._order("POST", target, body).body, wire.OwnersAnswer, target)
 
     # Underneath
+
+    def _order(
+        self,
+        method: str,
+        target: str,
+        body: bytes | None = None,
+        *,
+        accept: tuple[int, ...] = (200,),
+        headers: Mapping[str, str] | None = None,
+        limit: int = _MAX_ORDER_ANSWER,
+        seconds: float = _ORDER_TIME,
+    ) -> Answer:
+        """A call with the owner's proof, where there is an owner. It is bound to the connection's key: one that is lost
+        meanwhile may be opened again to that key, and the proof does not hold for any other.
+        """
+        sent = {wire.ORDER_HEADER: "2", **(headers or {})}
+        if self.owner is not None:
+            told = self._channel.call("POST", wire.NONCE)
+            nonce = self._decoded(told.body, wire.NonceAnswer, wire.NONCE).nonce
+            sent[PROOF_HEADER] = self.owner.prove(method, target, body or b"", told.peer.leaf, nonce)
+        return self._channel.call(method, target, body, accept=accept, headers=sent, limit=limit, seconds=seconds)
 
     def _call_v1(self, path: str, peer: TlsPeer, *, limit: int) -> bytes | None:
         """The body of one of the calls that make up version 1's evidence; None where the agent says it has none."""

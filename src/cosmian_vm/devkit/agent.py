@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cosmian_vm.agent.log import configure
-from cosmian_vm.agent.main import run
+from cosmian_vm.agent.main import run, set_limits
 from cosmian_vm.devkit.hostile import ATTACKS, hostile
 from cosmian_vm.devkit.vm import SimulatedVm
 from cosmian_vm.errors import CosmianVmError
@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--attack", choices=list(ATTACKS), metavar="NAME")
     options = parser.parse_args(argv)
     configure()
+    set_limits()
     vm = SimulatedVm(options.folder)
 
     def ready(host: str, port: int) -> None:

@@ -7,6 +7,7 @@ with 0 only if each step ended as announced. Nothing is left running, unless ``-
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import shutil
@@ -162,6 +163,7 @@ class Demo:
                 stderr=subprocess.STDOUT,
                 timeout=_SECONDS,
                 check=False,
+                env={**os.environ, "XDG_CONFIG_HOME": str(self.folder / "config")},
             )
         except subprocess.TimeoutExpired as exc:
             raise _Failed(f"it did not end within {_SECONDS:.0f} seconds") from exc
@@ -183,6 +185,7 @@ The VM is up. To try by hand:
 
   . {shlex.quote(str(activate))}
   cd {shlex.quote(str(folder))}
+  export XDG_CONFIG_HOME=$PWD/config    # the owner's key that the demo made
   {_VERIFY.format(url=url)} --allow-reboot --verbose
   {_VERIFY.format(url=url)} --allow-reboot --report verdict.html
   python -m cosmian_vm.devkit attacks                          # every lie that it knows
