@@ -507,6 +507,7 @@ def test_owners_come_and_go_but_the_last(talk: Any) -> None:
         b'{"version":1,"owners":["%s","%s"]}' % ((name_of(MINE).encode(),) * 2),
         b"\xff" * 70_000,
     ],
+    ids=["empty", "object", "nobody", "version 2", "anyone", "twice", "huge"],  # keys differ from run to run
 )
 def test_a_file_of_owners_that_is_broken_is_no_invitation(talk: Any, config: AgentConfig, content: bytes) -> None:
     config.data.mkdir(parents=True)

@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from cryptography import x509
 
 from cosmian_vm.client.agent import AgentClient
+from cosmian_vm.client.owner_key import create
 from cosmian_vm.devkit.__main__ import main
 from cosmian_vm.devkit.amd import VendorKeys
 from cosmian_vm.devkit.vm import SimulatedVm
@@ -58,6 +60,15 @@ def verdict_on(vm: SimulatedVm, evidence: Evidence) -> Verdict:
     ).verdict
 
 
+@contextmanager
+def owners_client(vm: SimulatedVm) -> Iterator[AgentClient]:
+    """Of the owner of ``vm``, who keeps the key beside it."""
+    with AgentClient(vm.url, allow_insecure_tls=True) as client:
+        client.owner = create(vm.folder / "owner")
+        client.claim()
+        yield client
+
+
 def paths(evidence: Evidence) -> list[bytes | None]:
     assert evidence.ima_log is not None
     return [entry.path for entry in ima.parse_binary(evidence.ima_log)]
@@ -76,7 +87,7 @@ def reset_count(evidence: Evidence) -> int:
 def test_it_is_genuine_and_a_snapshot_can_be_taken(vm: SimulatedVm) -> None:
     verdict = verdict_on(vm, evidence_of(vm))
     assert verdict.trusted, verdict.failures
-    with AgentClient(vm.url, allow_insecure_tls=True) as client:
+    with owners_client(vm) as client:
         raw = client.snapshot()
     for name in (b"/usr/bin/ls", b"/usr/bin/a program with spaces", b"/usr/share/doc/caf"):
         assert name in raw
@@ -150,7 +161,7 @@ def test_evidence_holds_together_while_programs_are_measured(vm: SimulatedVm) ->
 
 
 def test_application(vm: SimulatedVm) -> None:
-    with AgentClient(vm.url, allow_insecure_tls=True) as client:
+    with owners_client(vm) as client:
         client.app_init(b"secret")
     assert (vm.agent_config.data_storage / "data/app/app.conf").read_bytes() == b"secret"
     pid_file = vm.agent_config.tmp / "server.pid"
