@@ -21,7 +21,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cosmian_vm import wire
-from cosmian_vm.agent import requests
+from cosmian_vm.agent import front, requests
 from cosmian_vm.agent.asgi import ASGIApp, Message, Scope
 from cosmian_vm.agent.caller import Caller
 from cosmian_vm.agent.collector import Collector
@@ -666,6 +666,55 @@ def test_an_owner_does_not_wait_for_the_devices(talk: Any, simulated: Machine, m
         assert await mine == 200
         assert set(await asyncio.gather(*crowd)) == {200, 503}
         assert "owner" in done[: 100 - 64 + 3]  # the refused, those that were underway, and then the owner
+
+    talk(scene)
+
+
+def test_an_owner_is_heard_while_strangers_take_no_answer(
+    talk: Any, simulated: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large answers that stand half sent fill what there is for all of them, but not what orders need."""
+    simulated.forged_ima_log = bytes(1024 * 1024)
+    monkeypatch.setattr(front, "_MAX_UNDERWAY", 1)  # one that is underway is too much for any other
+    asked = msgspec.json.encode(wire.EvidenceRequest(nonce=bytes(32)))
+
+    async def scene(agent: Agent) -> None:
+        assert (await agent.claim(MINE))[0] == 200
+        statuses: list[int] = []
+        taking = asyncio.Event()
+
+        async def take_nothing(address: str) -> None:
+            parts = [asked]
+
+            async def receive() -> Message:
+                return {"type": "http.request", "body": parts.pop() if parts else b"", "more_body": False}
+
+            async def send(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+                    await taking.wait()
+
+            scope: Scope = {
+                "type": "http",
+                "method": "POST",
+                "path": wire.EVIDENCE,
+                "query_string": b"",
+                "headers": [],
+                "client": (address, 4711),
+                "state": {"leaf": agent.leaf},
+            }
+            await agent.app(scope, receive, send)
+
+        crowd = [asyncio.create_task(take_nothing(f"198.51.100.{number // 8}")) for number in range(10)]
+        while len(statuses) < len(crowd):
+            await asyncio.sleep(0.05)
+        assert set(statuses) == {200, 503}
+        for method, target, body in ORDERS[:3]:
+            status, told = await agent(method, target, body, await agent.proof(method, target, body, MINE))
+            assert status in (200, 202), told
+        assert agent.service.calls == ["restart", "restart"]
+        taking.set()
+        await asyncio.gather(*crowd)
 
     talk(scene)
 

@@ -11,6 +11,7 @@ import pytest
 
 from cosmian_vm import wire
 from cosmian_vm.client import owner_key
+from cosmian_vm.owner_proof import PROOF_HEADER
 
 Run = Callable[..., Any]
 
@@ -128,6 +129,24 @@ def test_verify_knows_what_an_owner_looks_like(run: Run, agent: Any, taken: Path
     assert ran.status == 2
     assert "--owner" in ran.err
     assert agent.connections == 0
+
+
+def test_an_owner_verifies_a_busy_machine(run: Run, agent: Any, root: Path, taken: Path, folder: Path) -> None:
+    honest = agent.routes["POST", wire.EVIDENCE]
+
+    def busy(call: Any) -> Any:
+        return honest(call) if PROOF_HEADER in call.headers else (503, b"devices: too many calls are waiting")
+
+    agent.routes["POST", wire.EVIDENCE] = busy
+    verify = ("--url", agent.url, "--allow-insecure-tls", "verify", "-s", taken, "--trust-root", root)
+    assert run(*verify).status == 3
+    key = owner_key.create(folder)
+    ran = run(*verify)
+    assert ran.status == 0, ran
+    key.path.chmod(0o666)
+    ran = run(*verify)
+    assert ran.status == 3
+    assert "503" in ran.err
 
 
 def test_verify_shows_and_checks_the_owner(run: Run, agent: Any, root: Path, tmp_path: Path) -> None:

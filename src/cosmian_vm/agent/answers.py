@@ -47,7 +47,7 @@ class Budget:
 
     def take(self, size: int) -> None:
         """Raises OrderError (503) where there is no room; a single one always has room."""
-        if self._used and self._used + size > self._limit:
+        if size and self._used and self._used + size > self._limit:
             raise OrderError("too much is being sent and received, try again later", status=503)
         self._used += size
 

@@ -36,6 +36,10 @@ from cosmian_vm.owner_proof import PROOF_HEADER
 __all__ = ["create_app"]
 
 _MAX_UNDERWAY = 256 * 1024 * 1024
+_MAX_BODIES = 4 * wire.MAX_APP_BODY
+"""Of those who were admitted: strangers' answers do not take their room."""
+_SMALL_ANSWER = 64 * 1024
+"""Below it an answer does not count: what an order came to is told whatever else is being sent."""
 _MAX_ENCODING = 16
 _MAX_OF_ONE_CLIENT = 16
 _ENCODING_SECONDS = 60.0
@@ -101,6 +105,7 @@ class _Front:
         self._orders = orders
         self._encoding = Lane("answers", capacity=_MAX_ENCODING)
         self._budget = Budget(_MAX_UNDERWAY)
+        self._bodies = Budget(_MAX_BODIES)
         self._shares = Shares(_MAX_OF_ONE_CLIENT)
         self._reading = Rates(burst=_READS_AT_ONCE, each_minute=_READS_EACH_MINUTE)
         self._orders_given = Rates(burst=_ORDERS_AT_ONCE, each_minute=_ORDERS_EACH_MINUTE)
@@ -118,7 +123,7 @@ class _Front:
             kept = False
             try:
                 answer = await handler(request)
-                self._budget.take(len(answer.body))
+                self._budget.take(_counted(answer))
                 kept = True
             except requests.ClientGoneError:
                 return text_answer(400, "the request ended early", close=True)
@@ -142,7 +147,7 @@ class _Front:
             self._reading.take(request.address)
         asked = await requests.evidence_request(request)
         evidence = await self._orders.evidence(asked.nonce, requests.leaf(request), asked.ima_from, first=first)
-        return await self._encoded(request, lambda: msgspec.json.encode(evidence))
+        return await self._encoded(request, lambda: msgspec.json.encode(evidence), first=first)
 
     async def activate(self, request: Request) -> Answer:
         """``POST /v2/activate``."""
@@ -200,11 +205,11 @@ class _Front:
         """``POST /app/init``. Of somebody who may not order it, the body is not even read."""
         caller = self._caller(request)
         await self._orders.admit_init(caller)
-        body = await requests.app_body(request, self._budget)
+        body = await requests.app_body(request, self._bodies)
         try:
             await self._orders.init_app(caller, body)
         finally:
-            self._budget.give_back(len(body))
+            self._bodies.give_back(len(body))
         return json_answer(None)
 
     async def app_restart(self, request: Request) -> Answer:
@@ -261,10 +266,16 @@ class _Front:
             self._orders_given.take(request.address)
         return caller
 
-    async def _encoded(self, request: Request, encode: Callable[[], bytes]) -> Answer:
+    async def _encoded(self, request: Request, encode: Callable[[], bytes], *, first: bool = False) -> Answer:
         """A large answer, encoded and compressed beside the event loop."""
         zstd = takes_zstd(request.header("accept-encoding"))
-        return await self._encoding.call(lambda: compressed(encode(), zstd=zstd), seconds=_ENCODING_SECONDS)
+        return await self._encoding.call(
+            lambda: compressed(encode(), zstd=zstd), seconds=_ENCODING_SECONDS, first=first
+        )
+
+
+def _counted(answer: Answer) -> int:
+    return len(answer.body) if len(answer.body) > _SMALL_ANSWER else 0
 
 
 class _Bounded(Answer):
@@ -280,5 +291,5 @@ class _Bounded(Answer):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._budget.give_back(len(self.body))
+            self._budget.give_back(_counted(self))
             self._shares.give_back(self._client)

@@ -14,7 +14,7 @@ import msgspec
 
 from cosmian_vm.cli._common import working
 from cosmian_vm.client import AgentClient, application_peer
-from cosmian_vm.errors import EvidenceFormatError, RefusedError, TransportError
+from cosmian_vm.errors import EvidenceFormatError, InputError, RefusedError, TransportError
 from cosmian_vm.evidence.binding import NONCE_SIZE
 from cosmian_vm.evidence.bundle import Activation, Evidence
 from cosmian_vm.evidence.tpm import name as tpm_name
@@ -35,6 +35,7 @@ __all__ = ["Examined", "Setup", "examine", "setup_from"]
 _NOT_FOUND = 404
 _CREDENTIAL_SIZE = 32
 _SEED_SIZE = 64
+_BUSY = 503
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +159,19 @@ def _speaks_version_2(client: AgentClient) -> bool:
         return False
 
 
+def _comes_as_owner(client: AgentClient) -> bool:
+    """Have the client prove that it asks for the machine's owner, who need not wait: where the user has a key, and it
+    was not tried yet.
+    """
+    from cosmian_vm.client.owner_key import config_folder, load
+
+    if client.owner is None:
+        with suppress(InputError):  # one that cannot be used, which is no matter here
+            client.owner = load(config_folder())
+            return client.owner is not None
+    return False
+
+
 def _evidence(client: AgentClient, nonce: bytes, policy: Policy) -> Evidence:
     """Version 2's evidence; version 1's if the user asked for it, or if the agent has nothing else to offer: the
     appraisal then says why that is not enough.
@@ -167,6 +181,8 @@ def _evidence(client: AgentClient, nonce: bytes, policy: Policy) -> Evidence:
     try:
         return client.evidence(nonce)
     except RefusedError as exc:
+        if exc.status == _BUSY and _comes_as_owner(client):
+            return client.evidence(nonce)
         if exc.status != _NOT_FOUND:
             raise
         if _speaks_version_2(client):
