@@ -171,8 +171,10 @@ def test_a_snapshot_of_what_was_launched_anew(run: Run, agent: Any, machine: Mac
     ran = run(*snapshot)
     assert ran.status == 1
     assert "known remove" in ran.err
-    assert "--allow-reboot" not in ran.err
-    assert run("known", "remove", agent.url).status == 0
+    assert "--allow-reboot" in ran.err
+    ran = run(*snapshot, "--allow-reboot")
+    assert ran.status == 0
+    assert "Launched anew" in ran.out
     assert run(*snapshot).status == 0
 
 

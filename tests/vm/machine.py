@@ -104,8 +104,8 @@ class Machine:
             env={**os.environ, "XDG_CONFIG_HOME": str(Path(self.snapshot_file).parent / "config")},
         )
 
-    def snapshot(self) -> None:
-        done = self.cli("snapshot", "--output", self.snapshot_file)
+    def snapshot(self, *arguments: str) -> None:
+        done = self.cli("snapshot", "--output", self.snapshot_file, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def verify(self, *arguments: str | Path) -> tuple[int, Checks]:

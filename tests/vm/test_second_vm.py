@@ -21,7 +21,7 @@ from .machine import ROOT, Machine, build, failed, unexpected_files
 
 pytestmark = pytest.mark.vm
 
-EXPECTED_WARNINGS = {"tpm.ak", "tls.certificate", "vm.owner"}  # the host's TPM, self-signed, nobody owns it
+EXPECTED_WARNINGS = {"tpm.ak", "tls.certificate"}  # the host's TPM, a self-signed certificate
 APP_CONF = b'greeting = "good morning"\n'
 APP_CONF_PATH = "/var/lib/cosmian_vm/data/app/app.conf"
 

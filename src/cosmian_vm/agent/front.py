@@ -151,6 +151,7 @@ class _Front:
 
     async def activate(self, request: Request) -> Answer:
         """``POST /v2/activate``."""
+        self._reading.take(request.address)
         asked = await requests.activate_request(request)
         credential = await self._orders.activate(asked.credential_blob, asked.secret)
         return json_answer(wire.ActivateAnswer(credential=credential))

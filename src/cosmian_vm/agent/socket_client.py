@@ -59,7 +59,7 @@ _MAX_IDLE = 16
 _CALL_SECONDS = 140.0
 """The collector's own limits are shorter."""
 
-_ON_DEVICES = (Evidence, TeeQuoteV1, TpmQuote, ImaAscii, ImaBinary)
+_ON_DEVICES = (Evidence, Activate, TeeQuoteV1, TpmQuote, ImaAscii, ImaBinary)
 
 _Result = TypeVar("_Result")
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]

@@ -41,7 +41,6 @@ _CONFLICT = 409
 class Means(NamedTuple):
     """What the options say of the machine that is meant. ``secret``: something is sent that only our machine may see.
     ``remember``: keep what the machine is. ``quiet``: of a verdict that is trusted, say nothing.
-    ``rebootable``: the command takes --allow-reboot.
     """
 
     policy: Policy
@@ -56,11 +55,6 @@ class Means(NamedTuple):
     remember: bool = False
     quiet: bool = False
     verbose: bool = False
-    rebootable: bool = True
-
-    def can_excuse(self, changed: Mapping[str, str]) -> bool:
-        """Whether the command has an --allow-reboot, and that would help."""
-        return self.rebootable and set(changed) == {"report_id"}
 
 
 def means_from(
@@ -179,7 +173,7 @@ def recognise(client: AgentClient, examined: Examined, means: Means, folder: Pat
                 f"{client.url}: this is not the machine that is remembered since {known.since or 'long'}: "
                 f"{'; '.join(changed.values())}; nothing was sent. If you know why: "
                 f"cosmian_vm known remove {client.url}"
-                + (", or --allow-reboot if it was stopped and started again" if means.can_excuse(changed) else "")
+                + (", or --allow-reboot if it was stopped and started again" if set(changed) == {"report_id"} else "")
             )
         if changed:
             click.echo(f"{WARNING} Launched anew since it was remembered: {changed['report_id']}")

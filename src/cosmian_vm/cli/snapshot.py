@@ -51,6 +51,11 @@ Exit status: 0 written, 1 the machine is not trusted (nothing is written), 2 wro
     "--output", "-o", metavar="FILE", default="cosmian_vm.snapshot", show_default=True, help="The file to write."
 )
 @click.option("--without-tpm", is_flag=True, help="The machine has no TPM and no IMA: only its TEE will be verified.")
+@click.option(
+    "--allow-reboot",
+    is_flag=True,
+    help="It was stopped and started since it was remembered: a new launch is a warning, if all else is the same.",
+)
 @api_option
 @appraisal_options
 @click.option("--verbose", "-v", is_flag=True, help="Show every check.")
@@ -63,6 +68,7 @@ def command(
     *,
     output: str,
     without_tpm: bool,
+    allow_reboot: bool,
     api: str,
     chosen: Chosen,
     verbose: bool,
@@ -80,7 +86,7 @@ def command(
     if save_evidence is not None:
         check_writable(save_evidence)
     setup = setup_from(chosen)
-    policy = replace(setup.policy, without_tpm=without_tpm, api=int(api))
+    policy = replace(setup.policy, without_tpm=without_tpm, allow_reboot=allow_reboot, api=int(api))
     with target_of(context).client() as client:
         examined = examine(client, setup, policy)
         for line in lines(examined.outcome, verbose=verbose):
@@ -118,7 +124,7 @@ def _made_ours(client: AgentClient, examined: Examined, policy: Policy, setup: S
     from cosmian_vm.client.owner_key import config_folder
 
     folder = config_folder()
-    recognise(client, examined, Means(policy, setup, remember=True, rebootable=False), folder)
+    recognise(client, examined, Means(policy, setup, remember=True), folder)
     return replace(examined.evidence, owners=own(client, examined.evidence.owners, folder))
 
 
