@@ -37,6 +37,12 @@ variable "instance_type" {
   }
 }
 
+variable "owners" {
+  type        = list(string)
+  default     = []
+  description = "Fingerprints of who gives the machines orders (cosmian_vm owner show); none: whoever claims a machine first."
+}
+
 variable "admin_key" {
   type        = string
   default     = ""
@@ -84,7 +90,7 @@ build {
     user             = local.user
     use_proxy        = false
     ansible_env_vars = ["ANSIBLE_CONFIG=${path.root}/../image/ansible/ansible.cfg", "ANSIBLE_HOST_KEY_CHECKING=False"]
-    extra_arguments  = ["--extra-vars", jsonencode({ cosmian_vm_cloud = "aws", cosmian_vm_admin_key = var.admin_key })]
+    extra_arguments  = ["--extra-vars", jsonencode({ cosmian_vm_cloud = "aws", cosmian_vm_admin_key = var.admin_key, cosmian_vm_owners = var.owners })]
   }
 
   provisioner "shell" {

@@ -49,6 +49,12 @@ variable "network" {
   description = "Network of the machine that builds; it must let SSH in from this computer."
 }
 
+variable "owners" {
+  type        = list(string)
+  default     = []
+  description = "Fingerprints of who gives the machines orders (cosmian_vm owner show); none: whoever claims a machine first."
+}
+
 variable "admin_key" {
   type        = string
   default     = ""
@@ -98,7 +104,7 @@ build {
     user             = "packer"
     use_proxy        = false
     ansible_env_vars = ["ANSIBLE_CONFIG=${path.root}/../image/ansible/ansible.cfg", "ANSIBLE_HOST_KEY_CHECKING=False"]
-    extra_arguments  = ["--extra-vars", jsonencode({ cosmian_vm_cloud = "gcp", cosmian_vm_admin_key = var.admin_key })]
+    extra_arguments  = ["--extra-vars", jsonencode({ cosmian_vm_cloud = "gcp", cosmian_vm_admin_key = var.admin_key, cosmian_vm_owners = var.owners })]
   }
 
   provisioner "shell" {

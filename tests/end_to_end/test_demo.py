@@ -27,7 +27,7 @@ def test_every_step_ends_as_announced(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("as announced") >= 8
+    assert done.stdout.count("as announced") >= 11
     assert list(tmp_path.iterdir()) == []
     running = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(p)]
     assert running == []

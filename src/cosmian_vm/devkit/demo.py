@@ -36,6 +36,7 @@ _SNAPSHOT = f"{_CLI} snapshot --trust-root vm/trust_root.pem"
 class Step:
     """One step. ``prepare``: commands that must succeed. ``command``: the one whose outcome is announced.
     ``fails``: ids that must be among the failed checks (empty: the verdict is trusted). ``shows``: must be printed.
+    ``stranger``: somebody else gives the command, and it is refused.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Step:
     fails: frozenset[str] = frozenset()
     shows: tuple[str, ...] = ()
     tidy: tuple[str, ...] = field(default=())
+    stranger: bool = False
 
 
 STEPS = (
@@ -56,6 +58,22 @@ STEPS = (
         "Is it still exactly that machine? Yes",
         _VERIFY,
         shows=("Verifying VM integrity (against", "Verifying TPM attestation", "Verifying TEE attestation"),
+    ),
+    Step(
+        "The application gets its secrets: the machine is verified first, and they go over the very key that it attested",
+        f"{_CLI} app init --conf app.json --snapshot cosmian_vm.snapshot --trust-root vm/trust_root.pem",
+        shows=("The application has its configuration",),
+    ),
+    Step(
+        "The first order, the snapshot, claimed the machine: from now on it obeys its owner's key alone",
+        f"{_CLI} app status --snapshot cosmian_vm.snapshot --trust-root vm/trust_root.pem",
+        shows=("running", "Its configuration is there"),
+    ),
+    Step(
+        "Somebody else orders a restart: refused, before anything is sent",
+        f"env XDG_CONFIG_HOME=somebody-else {_CLI} app restart --trust-root vm/trust_root.pem",
+        shows=("is owned by ed25519:",),
+        stranger=True,
     ),
     Step(
         "Somebody runs a program that was not there: ima.files names it",
@@ -111,6 +129,7 @@ class Demo:
 
     def start(self) -> None:
         """Power the VM on and learn its address."""
+        (self.folder / "app.json").write_text('{"database_password": "correct horse"}\n', encoding="ascii")
         self._title("A simulated confidential VM: swtpm, a simulated AMD, software IMA, and the real agent")
         output = self._run(f"{_VM} start --folder vm", expected=0)
         found = re.search(r"https://\S+", output)
@@ -132,7 +151,7 @@ class Demo:
         self._title(f"{number}. {step.title}")
         for command in step.prepare:
             self._run(command, expected=0)
-        output = self._run(step.command, expected=1 if step.fails else 0)
+        output = self._run(step.command, expected=1 if step.fails or step.stranger else 0)
         found = _FAILED.search(output)
         failed = frozenset(found["ids"].replace(" ", "").split(",")) if found else frozenset()
         if failed != step.fails:
@@ -153,7 +172,8 @@ class Demo:
         command = command.format(url=self.url)
         print(_style(f"$ {command}", "36"), flush=True)
         argv = shlex.split(command)
-        argv[0] = str(self._bin / argv[0])
+        at = 2 if argv[0] == "env" else 0
+        argv[at] = str(self._bin / argv[at])
         try:
             done = subprocess.run(
                 argv,
