@@ -60,7 +60,7 @@ STEPS = (
         shows=("Verifying VM integrity (against", "Verifying TPM attestation", "Verifying TEE attestation"),
     ),
     Step(
-        "The application gets its secrets: the machine is verified first, and they go over the very key that it attested",
+        "The application gets its secrets: the machine is verified first, they go over the very key that it attested",
         f"{_CLI} app init --conf app.json --snapshot cosmian_vm.snapshot --trust-root vm/trust_root.pem",
         shows=("The application has its configuration",),
     ),
