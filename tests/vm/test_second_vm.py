@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,3 +163,26 @@ def test_a_changed_command_line_is_named_by_grubs_event(machine: Machine) -> Non
     assert "init=/bin/systemd" in details
     machine.snapshot()
     assert machine.verify()[0] == 0
+
+
+def test_an_old_client_s_orders_where_anyone_may_give_them(machine: Machine) -> None:
+    """As the 1.3.x programs give them: a POST without body, content type or proof."""
+    assert ordered(machine) == (401, True)
+    edit = r"""sed -i 's/^\[agent\]$/[agent]\nowners = "anyone"/' /etc/cosmian_vm/agent.toml"""
+    machine.root(f"{edit} && systemctl restart cosmian_vm_agent")
+    machine.vm.wait()
+    assert ordered(machine) == (200, False)
+    assert 'owners = "anyone"' in machine.root("journalctl -u cosmian_vm_agent -o cat; cat /var/log/cosmian_vm/*")
+
+
+def ordered(machine: Machine) -> tuple[int, bool]:
+    """Status of a restart that is ordered without a proof, and whether the answer names the owner."""
+    request = urllib.request.Request(f"{machine.vm.url}/app/restart", method="POST")
+    unchecked = ssl.create_default_context()
+    unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
+    try:
+        with urllib.request.urlopen(request, context=unchecked, timeout=60) as answer:
+            return answer.status, b"ed25519:" in answer.read()
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return exc.code, b"ed25519:" in exc.read()
