@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from cosmian_vm.cli._vendors import endorsement_store
 from cosmian_vm.cli.render import BuiltImage, Outcome
 from cosmian_vm.endorsements.amd import pinned_roots
-from cosmian_vm.endorsements.intel import pinned_root
+from cosmian_vm.evidence.bundle import TeeKind, tee_kind
 from cosmian_vm.verifier.appraisal import appraise
 
 if TYPE_CHECKING:
+    from cryptography import x509
+
     from cosmian_vm.cli._session import Setup
     from cosmian_vm.evidence.bundle import Evidence
     from cosmian_vm.reference.build_reference import BuildReference
@@ -48,7 +50,7 @@ def judge(
         reference,
         policy,
         nonce=nonce,
-        roots=(*pinned_roots(), pinned_root(), *setup.roots),
+        roots=(*_makers(evidence), *setup.roots),
         now=now,
         whitelist=whitelist,
         build=build,
@@ -71,6 +73,15 @@ def judge(
         notes=(*setup.notes, *gathered.notes),
         anchor=appraisal.anchor,
     )
+
+
+def _makers(evidence: Evidence) -> tuple[x509.Certificate, ...]:
+    """The pinned roots of who may have made this machine's processor."""
+    if evidence.tee is None or tee_kind(evidence.tee) is TeeKind.SNP:
+        return pinned_roots()
+    from cosmian_vm.endorsements.intel import pinned_root  # where it is Intel's: it takes its time
+
+    return (pinned_root(),)
 
 
 def _built(build: BuildReference, name: str) -> BuiltImage:

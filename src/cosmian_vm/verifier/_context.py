@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 from cryptography import x509
 
 from cosmian_vm.endorsements.amd import AmdEndorsements
-from cosmian_vm.endorsements.intel_collateral import IntelCollateral
 from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.reference.snapshot import Snapshot
 from cosmian_vm.verifier._tpm_certificates import TpmRoots
+
+if TYPE_CHECKING:
+    from cosmian_vm.endorsements.intel_collateral import IntelCollateral
 
 __all__ = ["Against", "Expected"]
 

@@ -24,7 +24,6 @@ from hashlib import sha512
 from typing import NamedTuple
 
 from cosmian_vm.errors import EvidenceFormatError
-from cosmian_vm.evidence.azure import parse_hcl_report, runtime_data
 from cosmian_vm.evidence.bundle import Activation, EndorsementKey, Evidence, PlatformAk, SvsmReport, TpmEvidence
 from cosmian_vm.evidence.snp import SnpReport, parse_report
 from cosmian_vm.evidence.tpm import RsaParameters, name, parse_public, parse_signature
@@ -105,6 +104,8 @@ def _best(found: list[Anchored | None]) -> Anchored:
 
 def _hcl(raw: bytes, tpm: TpmEvidence) -> Anchored:
     """That the runtime data is what the TEE's report is bound to is ``tee.report_data``."""
+    from cosmian_vm.evidence.azure import parse_hcl_report, runtime_data  # where there is such evidence
+
     ak = runtime_data(parse_hcl_report(raw)).ak
     parameters = parse_public(tpm.ak_public).parameters
     if not isinstance(parameters, RsaParameters):

@@ -18,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 from cryptography import x509
 
 from cosmian_vm.certificates import spki_sha256
 from cosmian_vm.endorsements.amd import AmdEndorsements
-from cosmian_vm.endorsements.intel_collateral import IntelCollateral
 from cosmian_vm.errors import CosmianVmError
 from cosmian_vm.evidence.binding import compute_binding, report_data, report_data_v1
 from cosmian_vm.evidence.bundle import V2_PCRS, Evidence
@@ -44,6 +44,9 @@ from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import CHECK_IDS, Check, Status, Verdict, fail, ok, skip, warning, with_required
 from cosmian_vm.verifier.tee import TeeFindings, appraise_tee
 from cosmian_vm.verifier.tpm import appraise_tpm, quoted_pcrs
+
+if TYPE_CHECKING:
+    from cosmian_vm.endorsements.intel_collateral import IntelCollateral
 
 __all__ = ["Appraisal", "appraise", "required_checks"]
 

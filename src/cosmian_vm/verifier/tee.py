@@ -8,25 +8,25 @@ it is this key's.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cosmian_vm.errors import CosmianVmError, EvidenceFormatError
-from cosmian_vm.evidence.azure import HclReport, parse_hcl_report
 from cosmian_vm.evidence.bundle import Evidence, TeeKind, tee_kind
-from cosmian_vm.evidence.intel_quote import Quote, parse_quote
 from cosmian_vm.evidence.snp import SnpEvidence, SnpReport, parse_evidence, parse_report
-from cosmian_vm.evidence.tdx import parse_tdreport
 from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.verifier._context import Against
 from cosmian_vm.verifier._report_data import check_report_data
 from cosmian_vm.verifier.anchor import svsm_problem
-from cosmian_vm.verifier.azure import check_hcl_binding, check_td_quote_binding
 from cosmian_vm.verifier.build import with_launch
-from cosmian_vm.verifier.intel import verify_quote
-from cosmian_vm.verifier.intel_values import check_instance, check_measurement
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import CHECK_IDS, Check, Status, fail, ok, warning
 from cosmian_vm.verifier.snp import appraise_snp, trace
+
+if TYPE_CHECKING:
+    from cosmian_vm.evidence.azure import HclReport
+    from cosmian_vm.evidence.intel_quote import Quote
+
+# What judges Intel's and Azure's evidence is imported where there is such evidence: it takes its time.
 
 __all__ = ["TeeFindings", "appraise_tee"]
 
@@ -50,7 +50,7 @@ def appraise_tee(evidence: Evidence, against: Against, policy: Policy) -> TeeFin
     if kind is None:
         return _no_tee("the TEE quote is of no kind that is known")
     try:
-        hcl = None if evidence.hcl_report is None else parse_hcl_report(evidence.hcl_report)
+        hcl = None if evidence.hcl_report is None else _parsed_hcl(evidence.hcl_report)
         appraise = _snp if kind is TeeKind.SNP else _intel
         findings = appraise(raw, evidence, against, policy)
         checks = findings.checks
@@ -65,6 +65,12 @@ def appraise_tee(evidence: Evidence, against: Against, policy: Policy) -> TeeFin
         line = f"this is a machine of the kind {kind}; the policy accepts {', '.join(sorted(policy.kinds)) or 'none'}"
         checks = [fail(c.id, line) if c.id == "tee.measurement" else c for c in checks]
     return findings._replace(checks=checks)
+
+
+def _parsed_hcl(raw: bytes) -> HclReport:
+    from cosmian_vm.evidence.azure import parse_hcl_report
+
+    return parse_hcl_report(raw)
 
 
 def _no_tee(problem: str) -> TeeFindings:
@@ -108,6 +114,10 @@ def _svsm(evidence: Evidence, guest: SnpReport, against: Against) -> str | None:
 
 
 def _intel(raw: bytes, evidence: Evidence, against: Against, policy: Policy) -> TeeFindings:
+    from cosmian_vm.evidence.intel_quote import parse_quote
+    from cosmian_vm.verifier.intel import verify_quote
+    from cosmian_vm.verifier.intel_values import check_instance, check_measurement
+
     quote = parse_quote(raw)
     checks = verify_quote(quote, against.collateral, against.roots, against.now, policy=policy)
     if any(quote.trailing):
@@ -139,6 +149,10 @@ def _as_built(check: Check, quote: Quote, build: BuildReference, *, alone: bool)
 
 def _hcl_bound(raw: bytes, kind: TeeKind, hcl: HclReport, evidence: Evidence, against: Against) -> Check:
     """``tee.report_data`` where Azure's firmware chose it. That the AK is the one in the runtime data is ``tpm.ak``."""
+    from cosmian_vm.evidence.intel_quote import parse_quote
+    from cosmian_vm.evidence.tdx import parse_tdreport
+    from cosmian_vm.verifier.azure import check_hcl_binding, check_td_quote_binding
+
     name = "tee.report_data"
     reference = against.reference
     if reference is not None and reference.anchor is not None and reference.anchor != "tee":
