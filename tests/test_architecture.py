@@ -21,6 +21,7 @@ _VERIFIER |= {"reference.build_reference", "reference.tee_values", "ra_tls"}
 LAW: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), _PURE_NEVER | {"cryptography", "msgspec"}),
     "_reader": ({"errors"}, _PURE_NEVER | {"cryptography", "msgspec"}),
+    "_program": ({"errors"}, _NETWORK | {"subprocess", "cryptography", "msgspec"}),
     "_tss": ({"errors"}, _NETWORK | {"subprocess", "cryptography", "msgspec"}),
     "evidence": (_BASE | {"evidence"}, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "endorsements": (_BASE | {"evidence", "endorsements"}, {"socket", "ssl", "http", "urllib", "subprocess", "time"}),
@@ -67,16 +68,16 @@ LAW: dict[str, tuple[set[str], set[str]]] = {
     "luks.header": (_BASE | {"luks._json"}, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "luks._json": (_BASE, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
     "luks.record": (_BASE, _PURE_NEVER | {"cryptography", "msgspec", "tpm2_pytss"}),
-    "fstool": ({"errors", "luks", "agent.config"}, _NETWORK | {"subprocess", "cryptography", "tpm2_pytss"}),
+    "fstool": ({"errors", "luks", "agent.config", "_program"}, _NETWORK | {"subprocess", "cryptography", "tpm2_pytss"}),
     "certtool": (
         _BASE
         | _VERIFIER
-        | {"certtool", "attester", "inspection"}
+        | {"_program", "certtool", "attester", "inspection"}
         | {"cli._common", "cli._options", "cli._roots", "cli._vendors", "cli.render"},
         {"tpm2_pytss", "subprocess"},
     ),
     "cli": (
-        _BASE | _VERIFIER | {"cli", "client", "inspection", "wire", "owner_proof"},
+        _BASE | _VERIFIER | {"_program", "cli", "client", "inspection", "wire", "owner_proof"},
         {"tpm2_pytss", "subprocess"},
     ),
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from cosmian_vm import __version__
+from cosmian_vm._program import USAGE, run_program
 from cosmian_vm.errors import CosmianVmError, InputError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "run"]
 
-_OK, _FAILED, _USAGE, _INTERRUPTED = 0, 1, 2, 130
+_OK, _FAILED = 0, 1
 _ASK = "\0ask"
 _MAX_PASSWORD = 4096
 _LOCATION = "/var/lib/cosmian_vm/container"
@@ -263,26 +264,14 @@ def remove(options: _Options, *, yes: bool) -> int:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status. Whatever goes wrong is one line on standard error."""
-    try:
-        result = cosmian_fstool.main(args=arguments, prog_name="cosmian_fstool", standalone_mode=False)
-        sys.stdout.flush()
-    except click.ClickException as exc:
-        exc.show()
-        return _USAGE
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("cosmian_fstool: interrupted; what was begun has been undone", err=True)
-        return _INTERRUPTED
-    except CosmianVmError as exc:
-        click.echo(f"cosmian_fstool: {_plain(exc)}", err=True)
-        return _USAGE if isinstance(exc, InputError) else _FAILED
-    except OSError as exc:
-        click.echo(f"cosmian_fstool: {_plain(exc)}", err=True)
-        return _FAILED
-    return result if isinstance(result, int) else _OK
+    said = "interrupted; what was begun has been undone"
+    return run_program(
+        cosmian_fstool, "cosmian_fstool", arguments, status_of=_status_of, interrupted=said, of_system=_FAILED
+    )
 
 
-def _plain(error: Exception) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+def _status_of(error: CosmianVmError) -> int:
+    return USAGE if isinstance(error, InputError) else _FAILED
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,8 +10,8 @@ from typing import ClassVar
 import click
 
 from cosmian_vm import __version__
-from cosmian_vm.certtool._common import DONE, USAGE, LazyGroup, Machine, exit_status
-from cosmian_vm.errors import CosmianVmError
+from cosmian_vm._program import run_program
+from cosmian_vm.certtool._common import LazyGroup, Machine, exit_status
 
 __all__ = ["main", "run"]
 
@@ -24,8 +23,6 @@ class _Commands(LazyGroup):
         "key": ("cosmian_vm.certtool.key", "An X25519 key pair that only this machine's TEE derives."),
     }
 
-
-_INTERRUPTED = 130
 
 _EPILOG = """\b
 Examples:
@@ -60,37 +57,7 @@ def run(arguments: Sequence[str] | None = None, machine: Machine | None = None) 
 
     ``machine``: whose TEE is used; None: that of this machine.
     """
-    try:
-        status = cosmian_certtool.main(args=arguments, prog_name="cosmian_certtool", standalone_mode=False, obj=machine)
-        sys.stdout.flush()
-    except click.ClickException as exc:
-        exc.show()
-        return USAGE
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("cosmian_certtool: interrupted", err=True)
-        return _INTERRUPTED
-    except CosmianVmError as exc:
-        click.echo(f"cosmian_certtool: {_plain(exc)}", err=True)
-        return exit_status(exc)
-    except BrokenPipeError:
-        # the reader of our output went away (| head): not an error of ours, and Python must not complain at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return USAGE
-    except MemoryError:
-        click.echo("cosmian_certtool: not enough memory for this input", err=True)
-        return USAGE
-    except Exception as exc:
-        if sys.flags.dev_mode:
-            raise
-        problem = f"{type(exc).__name__}: {_plain(exc)}"
-        line = f"cosmian_certtool: internal error, please report it: {problem} (python -X dev shows where)"
-        click.echo(line, err=True)
-        return USAGE
-    return status if isinstance(status, int) else DONE
-
-
-def _plain(error: Exception) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    return run_program(cosmian_certtool, "cosmian_certtool", arguments, status_of=exit_status, given=machine)
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from importlib import import_module
 import click
 
 from cosmian_vm import __version__
-from cosmian_vm.cli._common import USAGE, Target, exit_status
-from cosmian_vm.errors import CosmianVmError
+from cosmian_vm._program import run_program
+from cosmian_vm.cli._common import Target, exit_status
 
 __all__ = ["main", "run"]
 
@@ -27,7 +27,6 @@ _COMMANDS = {
     "known": "The machines that are remembered, by URL.",
     "inspect": "What is this evidence file, and is it authentic? Offline.",
 }
-_INTERRUPTED = 130
 
 _EPILOG = """\b
 Examples:
@@ -100,36 +99,7 @@ def cosmian_vm(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status. Whatever goes wrong is one line on standard error."""
-    try:
-        status = cosmian_vm.main(args=arguments, prog_name="cosmian_vm", standalone_mode=False)
-        sys.stdout.flush()
-    except click.ClickException as exc:
-        exc.show()
-        return USAGE
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("cosmian_vm: interrupted", err=True)
-        return _INTERRUPTED
-    except CosmianVmError as exc:
-        click.echo(f"cosmian_vm: {_plain(exc)}", err=True)
-        return exit_status(exc)
-    except BrokenPipeError:
-        # the reader of our output went away (| head): not an error of ours, and Python must not complain at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return USAGE
-    except MemoryError:
-        click.echo("cosmian_vm: not enough memory for this input", err=True)
-        return USAGE
-    except Exception as exc:
-        if sys.flags.dev_mode:
-            raise
-        problem = f"{type(exc).__name__}: {_plain(exc)}"
-        click.echo(f"cosmian_vm: internal error, please report it: {problem} (python -X dev shows where)", err=True)
-        return USAGE
-    return status if isinstance(status, int) else 0
-
-
-def _plain(error: Exception) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    return run_program(cosmian_vm, "cosmian_vm", arguments, status_of=exit_status)
 
 
 def main() -> None:
