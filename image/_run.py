@@ -14,16 +14,20 @@ ROOT = Path(__file__).resolve().parent.parent
 SSH_KEY = ROOT / ".cache" / "image" / "ssh_key"
 
 TO_TRY = """
-The VM is up at {url}, and stays until image/run --stop. Its TEE is SIMULATED; kernel and IMA are real.
+The VM is up at {url}, and stays until image/run --stop. {tee}
 
   . {activate}
-  cosmian_vm --url {url} --allow-insecure-tls snapshot --trust-root {root}
-  cosmian_vm --url {url} --allow-insecure-tls verify --snapshot cosmian_vm.snapshot --trust-root {root}
-
+  cosmian_vm --url {url} --allow-insecure-tls {first}
   {ssh}
   ...  'cp /bin/ls /usr/local/bin/miner; echo >>/usr/local/bin/miner; miner /'     # then verify: it is named
   ...  reboot                                                                     # then verify: tpm.clock
 """
+_SIMULATED = "Its TEE is SIMULATED; kernel and IMA are real."
+_SNAPSHOT = """snapshot --trust-root {root}
+  cosmian_vm --url {url} --allow-insecure-tls verify --snapshot cosmian_vm.snapshot --trust-root {root}
+"""
+_NO_TEE = "It has no TEE, so a verification fails (tee.*); image/build --simulated-tee makes one that passes."
+_REFERENCE = "verify --reference {reference}\n"
 
 
 def options() -> argparse.Namespace:
@@ -62,10 +66,14 @@ def main() -> int:
         vm.stop(orderly=False)
         return 130
     print(f"the agent answers ({took:.0f} s)")
+    root, reference = (chosen.image.with_suffix(end) for end in (".trust_root.pem", ".reference.json"))
+    simulated = root.exists()
+    first = _SNAPSHOT if simulated else _REFERENCE
     text = TO_TRY.format(
         url=vm.url,
+        tee=_SIMULATED if simulated else _NO_TEE,
         activate=shlex.quote(str(ROOT / ".venv" / "bin" / "activate")),
-        root=shlex.quote(str(chosen.image.with_suffix(".trust_root.pem"))),
+        first=first.format(url=vm.url, root=shlex.quote(str(root)), reference=shlex.quote(str(reference))),
         ssh=shlex.join(vm.ssh(SSH_KEY)),
     )
     print(text)
