@@ -22,6 +22,7 @@ names the thing, the place and, where there is one, the remedy.
 __all__ = [
     "AttesterError",
     "ConfigError",
+    "ConnectionLostError",
     "CosmianVmError",
     "CredentialRefusedError",
     "EndorsementError",
@@ -84,6 +85,10 @@ class RefusedError(TransportError):
 
 class IssuanceError(CosmianVmError):
     """A certificate authority did not issue what was ordered, or issued something else."""
+
+
+class ConnectionLostError(TransportError):
+    """The connection that was verified is gone, and what was to be sent goes over no other."""
 
 
 class PeerChangedError(CosmianVmError):

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from cosmian_vm import __version__
-from cosmian_vm.errors import InputError, PeerChangedError, RefusedError, TransportError
+from cosmian_vm.errors import ConnectionLostError, InputError, PeerChangedError, RefusedError, TransportError
 from cosmian_vm.evidence.bundle import TlsPeer
 
 __all__ = ["HTTPS_PORT", "Answer", "Channel", "deadline", "one_line", "parse_address", "unchecked_context"]
@@ -94,6 +94,7 @@ class Channel:
         self._connection: http.client.HTTPSConnection | None = None
         self._peer: TlsPeer | None = None
         self._pinned: bytes | None = None
+        self._held = False
         shown = f"[{self._host}]" if ":" in self._host else self._host
         self.url = f"https://{shown}" + ("" if self._port == HTTPS_PORT else f":{self._port}")
         """The address, in its short form, for messages."""
@@ -108,11 +109,14 @@ class Channel:
     def connect(self) -> TlsPeer:
         """The other end of the present connection, which is opened if there is none. Nothing has been sent yet.
 
-        Raises TransportError, and PeerChangedError where the key is not the pinned one.
+        Raises TransportError, PeerChangedError where the key is not the pinned one, and ConnectionLostError where there
+        is no connection any more and the last one is held.
         """
         if self._peer is not None and self._connection is not None and self._connection.sock is not None:
             return self._peer
         self.close()
+        if self._held:
+            raise ConnectionLostError(f"{self.url}: the connection that was verified is gone; nothing more was sent")
         self._connection, peer = self._open()
         if self._pinned is not None and _spki(peer.leaf) != self._pinned:
             found = _spki(peer.leaf).hex()
@@ -129,6 +133,10 @@ class Channel:
         self._pinned = _spki(leaf)
         if self._peer is not None and _spki(self._peer.leaf) != self._pinned:
             self.close()
+
+    def hold(self, *, held: bool) -> None:
+        """``held``: send nothing but on the present connection, which has been verified; a lost one is not replaced."""
+        self._held = held
 
     def call(
         self,

@@ -80,6 +80,10 @@ class AgentClient:
         """From now on, talk to nobody but the holder of this certificate's key (DER): it has been attested."""
         self._channel.pin(leaf)
 
+    def hold(self, *, held: bool) -> None:
+        """``held``: send nothing but on the present connection. Raises nothing; the calls raise ConnectionLostError."""
+        self._channel.hold(held=held)
+
     # What an agent can be asked
 
     def version(self) -> wire.VersionAnswer:
