@@ -6,7 +6,8 @@ CosmianVmError
 ├── InputError            a file or argument that the user named cannot be used      (exit 2)
 │   └── ConfigError       agent.toml: file, key and what is expected
 ├── TransportError        no evidence to be had: unreachable, timed out              (exit 3)
-│   └── RefusedError      the agent answered, with an HTTP status that is no answer  (exit 3)
+│   ├── RefusedError      the agent answered, with an HTTP status that is no answer  (exit 3)
+│   └── ConnectionLostError  the connection that was verified is gone, and nothing goes over another  (exit 3)
 ├── IssuanceError         a CA did not issue the certificate that was ordered
 ├── PeerChangedError      the machine that was appraised is no longer the one that answers (exit 1)
 ├── NotTrustedError       a machine that is not trusted, not the one meant, or not ours: nothing is sent (exit 1)
