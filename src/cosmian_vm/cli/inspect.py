@@ -31,6 +31,8 @@ Examples:
 \b
 Exit status: 0 authentic (without --verify: readable), 1 not authentic, 2 wrong usage, nothing
 that can be read as evidence, or --verify of what nobody signs (a snapshot, reference values).
+What could not be checked for want of a file is a [ SKIP ]; where that is the hardware's signature,
+chain or revocation, the last line warns of it, and "left_open" in the JSON names it.
 """
 
 
@@ -109,7 +111,8 @@ def _data(inspection: Inspection, *, authentic: bool | None, notes: Sequence[str
     if inspection.problem:
         data["problem"] = inspection.problem
     if inspection.checks is not None:
-        data["verify"] = {"authentic": authentic, "checks": checks_data(inspection.checks, full=False)}
+        checks = checks_data(inspection.checks, full=False)
+        data["verify"] = {"authentic": authentic, "left_open": list(inspection.left_open), "checks": checks}
         if notes:
             data["notes"] = list(notes)
     return data
@@ -135,6 +138,10 @@ def _lines(
     if authentic is None:
         problem = "nobody signs such a file, nothing in it can be authentic by itself"
         yield f"{tag(Status.SKIP)} Cannot be said: {printable(file)}: {problem}"
+        return
+    if authentic and inspection.left_open:
+        verdict = f"Nothing speaks against it, but not all was checked ({', '.join(inspection.left_open)})"
+        yield f"{tag(Status.WARNING)} {verdict}: {printable(file)} at {rfc3339(moment)}"
         return
     verdict = "Authentic" if authentic else "Not authentic"
     yield f"{tag(Status.OK if authentic else Status.FAIL)} {verdict}: {printable(file)} at {rfc3339(moment)}"
