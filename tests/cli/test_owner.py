@@ -127,7 +127,7 @@ def test_what_is_no_key(run: Run, tmp_path: Path, content: bytes) -> None:
 def test_verify_knows_what_an_owner_looks_like(run: Run, agent: Any, taken: Path, owner: str) -> None:
     ran = run("--url", agent.url, "verify", "-s", taken, "--owner", owner)
     assert ran.status == 2
-    assert "--owner" in ran.err
+    assert f"--owner {owner!r} is no owner's fingerprint: " in ran.err
     assert agent.connections == 0
 
 

@@ -9,7 +9,7 @@ import click
 
 from cosmian_vm.cli._common import NO_EVIDENCE, TRUSTED, moment_of, read_file, write_atomically
 from cosmian_vm.cli._options import pccs_option
-from cosmian_vm.errors import InputError
+from cosmian_vm.errors import EvidenceFormatError, InputError
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -89,7 +89,10 @@ def fetch(*, evidence: str, output: str, pccs: str | None, at: str | None, as_js
     from cosmian_vm.verifier.result import Status
 
     moment = moment_of(at)
-    carried = quote_in(read_file(evidence, _MAX_EVIDENCE))
+    try:
+        carried = quote_in(read_file(evidence, _MAX_EVIDENCE))
+    except EvidenceFormatError as exc:
+        raise InputError(f"{evidence}: {exc.problem if exc.what == 'evidence' else exc}") from exc
     store = endorsement_store(pccs=pccs, offline=False)
     gathered = store.gather(carried.quote, carried.beside, now=moment, renew=True)
     files, lacking = _selected(carried.quote, gathered, moment)

@@ -91,7 +91,7 @@ def _change(context: click.Context, what: str, fingerprint: str, given: Mapping[
     try:
         parse_fingerprint(fingerprint)
     except EvidenceFormatError as exc:
-        raise click.UsageError(f"{fingerprint}: {exc}") from exc
+        raise click.UsageError(f"{fingerprint!r} is no owner's fingerprint: {exc.problem}") from exc
     target = target_of(context)
     with target.client() as client:
         prove(client, target, means_from(given))
