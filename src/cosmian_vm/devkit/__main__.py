@@ -133,7 +133,7 @@ def attack(folder: Path, name: str) -> None:
 def certtool(folder: Path, arguments: tuple[str, ...]) -> None:
     """Run cosmian_certtool with the TEE of the VM: vm certtool --folder F ratls generate.
 
-    Its certificates are verified with --trust-root F/trust_root.pem --with F/crl.der.
+    Its certificates are verified with --trust-root F/trust_root.pem --with F/crl.der (Intel: F/collateral.json).
     """
     from cosmian_vm.devkit.certtool import run_in
 
