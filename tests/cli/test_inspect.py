@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.machine import Machine
@@ -224,3 +225,16 @@ def test_what_was_left_open_is_not_called_authentic(run: Run, tmp_path: Path) ->
     assert ran.lines[-1].startswith("[ WARNING ] Nothing speaks against it, but not all was checked (tee.signature, ")
     told = json.loads(run("inspect", path, "--verify", "--json").out)
     assert told["verify"]["left_open"] == ["tee.signature", "tee.chain"]
+
+
+def test_with_a_folder(run: Run, tmp_path: Path) -> None:
+    vendor = AmdVendor.create(keys=VendorKeys.load(KEYS))
+    folder = tmp_path / "endorsements"
+    folder.mkdir()
+    (tmp_path / "report.bin").write_bytes(vendor.sign_report())
+    inspect = ("inspect", tmp_path / "report.bin", "--verify", "--with", folder)
+    ran = run(*inspect)
+    assert ran.status == 2
+    assert f"--with {folder}: 0 files in this folder" in ran.err
+    (folder / "vcek.der").write_bytes(vendor.chip.public_bytes(Encoding.DER))
+    assert "[ OK ] tee.signature: " in run(*inspect).out
