@@ -35,7 +35,7 @@ Examples:
     cosmian_vm inspect quote.bin --verify --with collateral.json --at 2025-10-02T00:00:00Z --json
 \b
 Exit status: 0 authentic (without --verify: readable), 1 not authentic, 2 wrong usage, nothing
-that can be read as evidence, or --verify of what nobody signs (a snapshot, reference values).
+that can be read as evidence, or --verify of what nobody signs (a snapshot, reference values, a key).
 What could not be checked for want of a file is a [ SKIP ]; where that is the hardware's signature,
 chain or revocation, the last line warns of it, and "left_open" in the JSON names it.
 """
