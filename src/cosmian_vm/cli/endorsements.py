@@ -29,7 +29,7 @@ Examples:
 
 _FETCH_EPILOG = """\b
 Examples:
-  On a computer with network, for one without: the evidence of a verification that was kept there
+  On a computer with network, for one without: the evidence of a verification that was kept
     cosmian_vm --url https://vm.example.com:5355 verify -s cosmian_vm.snapshot \\
         --offline --save-evidence evidence.json
     cosmian_vm endorsements fetch evidence.json --output web-1
@@ -50,8 +50,8 @@ What is written:
 \b
 Nothing of it is trusted for being there: verify checks every signature and date.
 \b
-Exit status: 0 all that a verification needs is written, 2 wrong usage or no report or quote in the
-file, 3 something could not be had (what could be is written).
+Exit status: 0 all that a verification needs is written, 2 wrong usage or no report or quote in
+the file, 3 something could not be had (what could be is written).
 """
 
 
@@ -70,7 +70,7 @@ def command() -> None:
     """
 
 
-@command.command(epilog=_FETCH_EPILOG)
+@command.command(epilog=_FETCH_EPILOG, short_help="Fetch all that a verification needs into a folder.")
 @click.argument("evidence", metavar="EVIDENCE")
 @click.option("--output", "-o", metavar="DIR", required=True, help="The folder to write to; one for each machine.")
 @pccs_option

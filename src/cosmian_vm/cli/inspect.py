@@ -35,9 +35,9 @@ Examples:
     cosmian_vm inspect quote.bin --verify --with collateral.json --at 2025-10-02T00:00:00Z --json
 \b
 Exit status: 0 authentic (without --verify: readable), 1 not authentic, 2 wrong usage, nothing
-that can be read as evidence, or --verify of what nobody signs (a snapshot, reference values, a key).
-What could not be checked for want of a file is a [ SKIP ]; where that is the hardware's signature,
-chain or revocation, the last line warns of it, and "left_open" in the JSON names it.
+that can be read as evidence, or --verify of what nobody signs (snapshots, keys, ...).
+What could not be checked for want of a file is a [ SKIP ]; where that is the signature of the
+hardware, its chain or revocation, the last line warns of it, and left_open in the JSON names it.
 """
 
 
