@@ -137,6 +137,7 @@ def test_what_cannot_be_had(run: Run, vendor: AmdVendor, service: FakeVendors, l
     assert "AMD's revocation list" in ran.err
     (note,) = [line for line in ran.lines if line.startswith("[ WARNING ]")]
     assert f"{service.url}/vcek/v1/Milan/crl" in note
+    assert "endorsements fetch" not in note
 
 
 def test_nothing_can_be_had(run: Run, vendor: AmdVendor, service: FakeVendors) -> None:

@@ -85,6 +85,7 @@ def fetch(*, evidence: str, output: str, pccs: str | None, at: str | None, as_js
     """
     from cosmian_vm.cli._vendors import endorsement_store
     from cosmian_vm.cli.render import OK, WARNING, as_json, printable, tag
+    from cosmian_vm.endorsements.store import REMEDY
     from cosmian_vm.inspection.carried import quote_in
     from cosmian_vm.verifier.result import Status
 
@@ -95,22 +96,24 @@ def fetch(*, evidence: str, output: str, pccs: str | None, at: str | None, as_js
         raise InputError(f"{evidence}: {exc.problem if exc.what == 'evidence' else exc}") from exc
     store = endorsement_store(pccs=pccs, offline=False)
     gathered = store.gather(carried.quote, carried.beside, now=moment, renew=True)
+    notes = [note.removesuffix(f"; {REMEDY}") for note in gathered.notes]  # it is what is being done
     files, lacking = _selected(carried.quote, gathered, moment)
     written = _write(output, files)
     if as_json_data:
         shown = [{"file": path, "what": file.what} for path, file in zip(written, files, strict=True)]
-        data = {"kind": carried.kind, "written": shown, "lacking": lacking, "notes": list(gathered.notes)}
+        data = {"kind": carried.kind, "written": shown, "lacking": lacking, "notes": notes}
         click.echo(as_json(data))
     else:
         click.echo(f"{printable(evidence)}: {carried.title}")
         for path, file in zip(written, files, strict=True):
             click.echo(f"{OK} Written: {printable(path)} ({file.what})")
-        for note in gathered.notes:
+        for note in notes:
             click.echo(f"{WARNING} {printable(note)}")
         for what in lacking:
             click.echo(f"{tag(Status.FAIL)} Not to be had: {what}")
     if lacking:
-        click.echo(f"cosmian_vm: not all that a verification needs could be had: {'; '.join(lacking)}", err=True)
+        what = "not all that a verification needs could be had"
+        click.echo(f"cosmian_vm: {what}: {'; '.join(lacking)}; run this where there is network", err=True)
     return NO_EVIDENCE if lacking else TRUSTED
 
 
