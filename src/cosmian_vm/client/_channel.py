@@ -155,7 +155,8 @@ class Channel:
                 raise
             answer = self._exchange(request)
         if answer.status not in accept:
-            text = one_line(answer.body.decode("utf-8", "replace")) or http.client.responses.get(answer.status, "")
+            text = "" if answer.body.lstrip()[:1] == b"<" else one_line(answer.body.decode("utf-8", "replace"))
+            text = text or http.client.responses.get(answer.status, "")  # some web server's page says no more
             place = f"{method} {path.partition('?')[0]}"
             raise RefusedError(f"{self.url}: {place}: {answer.status} {text}", status=answer.status)
         return answer
