@@ -169,6 +169,10 @@ def test_a_pccs_that_is_no_address(run: Run, agent: Any, taken: Path, vendor: Am
         ran = run(*rest, "--pccs", "http://pccs.example.com")
         assert ran.status == 2
         assert "--pccs http://pccs.example.com" in ran.err
+    Path("policy.toml").write_text('[intel]\npccs = "http://pccs.example.com"\n')
+    ran = run("--url", agent.url, "--allow-insecure-tls", "verify", "-s", taken, "--policy", "policy.toml")
+    assert ran.status == 2
+    assert ran.err.startswith("cosmian_vm: policy.toml: intel.pccs: http://pccs.example.com: an address")
 
 
 # --endorsements

@@ -75,7 +75,12 @@ def setup_from(chosen: Chosen) -> Setup:
     if setup.pccs is not None:
         from cosmian_vm.cli._vendors import services
 
-        services(setup.pccs)
+        try:
+            services(setup.pccs)
+        except InputError as exc:
+            if chosen.pccs is not None:
+                raise
+            raise InputError(f"{chosen.policy}: intel.pccs: {str(exc).removeprefix('--pccs ')}") from exc
     return setup
 
 
