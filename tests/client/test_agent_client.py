@@ -606,7 +606,7 @@ def test_no_url(url: str) -> None:
 
 
 def test_a_url_that_is_none_is_told_what_one_looks_like() -> None:
-    with pytest.raises(InputError, match="for instance, https://vm.example.com:5355$"):
+    with pytest.raises(InputError, match=r"for instance, https://vm\.example\.com:5355$"):
         AgentClient("https://vm/path")
 
 
