@@ -80,6 +80,7 @@ def test_a_backup_under_a_passphrase(run: Run, folder: Path, tmp_path: Path) -> 
     key = owner_key.create(folder)
     ran = run("owner", "export", "backup", stdin=b"correct horse\ncorrect horse\n")
     assert ran.status == 0, ran
+    assert "[]" not in ran.out + ran.err
     assert b"ENCRYPTED" in (tmp_path / "backup").read_bytes()
     key.path.unlink()
     ran = run("owner", "import", "backup", stdin=b"wrong\n")

@@ -193,7 +193,9 @@ def _asked(text: str, *, confirm: bool) -> bytes:
     """A passphrase, from the terminal alone. Raises InputError where there is none, or it is empty."""
     if not sys.stdin.isatty():
         raise InputError("a passphrase is asked for on a terminal, and there is none (export --plain does without)")
-    given: str = click.prompt(text, hide_input=True, confirmation_prompt=confirm, err=True, default="")
+    given: str = click.prompt(
+        text, hide_input=True, confirmation_prompt=confirm, err=True, default="", show_default=False
+    )
     if not given:
         raise InputError("an empty passphrase protects nothing (export --plain does without)")
     return given.encode()
