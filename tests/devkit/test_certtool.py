@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from cosmian_vm.devkit.__main__ import main
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.certtool import SimulatedMachine
 from cosmian_vm.devkit.intel import IntelVendor
@@ -74,3 +76,16 @@ def test_a_machine_of_intels(tmp_path: Path, tee: TeeKind) -> None:
     else:
         assert (made.returncode, made.stderr.count("\n")) == (1, 1)
         assert "derives no key" in made.stderr
+
+
+def test_a_vm_stays_what_it_is(tmp_path: Path) -> None:
+    folder = machine(tmp_path / "vm")
+    ran = CliRunner().invoke(main, ["vm", "start", "--folder", str(folder), "--tee", "tdx"])
+    assert ran.exit_code == 1
+    assert "this VM is sev-snp; --tee says what a new one is" in ran.output
+
+
+def test_a_folder_that_cannot_be_is_one_line() -> None:
+    ran = CliRunner().invoke(main, ["vm", "start", "--folder", "/proc/x"])
+    assert (ran.exit_code, ran.output.count("\n")) == (1, 1)
+    assert "/proc/x" in ran.output
