@@ -103,7 +103,7 @@ def test_service_names(name: str) -> None:
         (MINIMAL + 'container = "none"\ncontainer_size = "2GB"', "[agent] container_size: has no effect, there is no"),
         (MINIMAL + 'container = "none"\ncontainer_pcrs = "7"', "[agent] container_pcrs: has no effect, there is no"),
         (MINIMAL + 'owners = "everyone"', '[agent] owners: expected is "anyone"'),
-        (MINIMAL + 'owners = ["anyone"]', "[agent] owners: 'anyone': owner: expected is ed25519:"),
+        (MINIMAL + 'owners = ["anyone"]', "[agent] owners: 'anyone' is no owner's fingerprint: expected is ed25519:"),
         (MINIMAL + "owners = []", '[agent] owners: expected is "anyone"'),
         (MINIMAL + "owners = [5]", '[agent] owners: expected is "anyone"'),
         (MINIMAL + f'owners = ["{OWNER}", "{OWNER}"]', "[agent] owners: expected are 16 owners at most, each once"),

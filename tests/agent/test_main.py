@@ -206,7 +206,7 @@ def test_without_the_extra_it_is_named(package: str) -> None:
     assert status == 2
     assert text == (
         f"cosmian_vm_agent: {package} is not installed: the agent needs the extra [agent]: "
-        "pip install 'cosmian-vm[agent]'\n"
+        "pip install '.[agent]' in its source folder\n"
     )
 
 

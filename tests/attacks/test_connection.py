@@ -180,6 +180,15 @@ def test_a_claimed_machine_that_is_unclaimed_again(machine: Machine, judge: Judg
     assert judge.failed(machine.evidence(NONCE)) == {"vm.owner"}
 
 
+def test_version_1_does_not_say_that_nobody_owns_it(machine: Machine, judge: Judge) -> None:
+    """Whose it is that version does not tell at all: where an owner is expected, that is missing."""
+    machine.owners = ("ed25519:alice",)
+    judge = replace(judge, snapshot=machine.snapshot()).with_policy(api=1)
+    (check,) = judge.verdict(machine.evidence(NONCE, api=1, trusted=True)).of("vm.owner")
+    assert check.status is Status.FAIL
+    assert "does not tell" in check.line
+
+
 def test_counts_of_a_1_3_snapshot_are_compared(machine: Machine, judge: Judge) -> None:
     assert judge.snapshot is not None
     other = msgspec.structs.replace(_as_1_3(judge.snapshot), tpm_policy=TpmPolicy(reset_count=99, restart_count=0))

@@ -285,6 +285,7 @@ def test_staging_certificates_do_not_pass_for_others(order: Callable[..., Any], 
     assert order().status == 0
     ran = order("--directory", f"https://127.0.0.1:{loopback.free_port()}/production")
     assert ran.status == 3, "it asked, and nobody answered"
+    assert ran.err.endswith("/production cannot be reached: Connection refused\n")
 
 
 # nginx serves it, curl accepts it

@@ -120,7 +120,7 @@ def test_acme_says_what_is_not_installed(run: Run, monkeypatch: pytest.MonkeyPat
         "--http-address", "127.0.0.1", "--directory", "https://127.0.0.1:1/dir",
     )  # fmt: skip
     assert (ran.status, ran.err.count("\n")) == (2, 1)
-    assert "pip install 'cosmian-vm[certtool]'" in ran.err
+    assert "pip install '.[certtool]' in the source folder" in ran.err
 
 
 def test_on_a_machine_without_a_tee() -> None:

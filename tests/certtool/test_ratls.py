@@ -266,6 +266,8 @@ def test_lines(run: Run, amd_root: Path, amd_crl: Path) -> None:
     ran = run("ratls", "verify", "--cert", "cert.ratls.pem", "--offline")
     assert ran.status == 1
     assert ran.out.splitlines()[-1].startswith("[ FAIL ] Not trusted: failed: tee.chain")
+    assert "--output DIR) and give --with DIR" in ran.out
+    assert "--endorsements" not in ran.out, "this command has no such option"
 
 
 def test_der_and_standard_input(run: Run, vendor: AmdVendor, tmp_path: Path, amd_root: Path, amd_crl: Path) -> None:

@@ -137,6 +137,7 @@ def test_what_cannot_be_had(run: Run, vendor: AmdVendor, service: FakeVendors, l
     assert "AMD's revocation list" in ran.err
     (note,) = [line for line in ran.lines if line.startswith("[ WARNING ]")]
     assert f"{service.url}/vcek/v1/Milan/crl" in note
+    assert "endorsements fetch" not in note
 
 
 def test_nothing_can_be_had(run: Run, vendor: AmdVendor, service: FakeVendors) -> None:
@@ -152,7 +153,7 @@ def test_a_file_without_a_quote(run: Run, vendor: AmdVendor, service: FakeVendor
         Path("file").write_bytes(content)
         ran = run("endorsements", "fetch", "file", "--output", "out")
         assert ran.status == 2
-        assert "there is no TEE report or quote in it" in ran.err
+        assert ran.err.startswith("cosmian_vm: file: there is no TEE report or quote in it")
     assert run("endorsements", "fetch", "missing", "--output", "out").status == 2
     Path("report.bin").write_bytes(vendor.sign_report())
     assert run("endorsements", "fetch", "report.bin").status == 2
@@ -168,6 +169,10 @@ def test_a_pccs_that_is_no_address(run: Run, agent: Any, taken: Path, vendor: Am
         ran = run(*rest, "--pccs", "http://pccs.example.com")
         assert ran.status == 2
         assert "--pccs http://pccs.example.com" in ran.err
+    Path("policy.toml").write_text('[intel]\npccs = "http://pccs.example.com"\n')
+    ran = run("--url", agent.url, "--allow-insecure-tls", "verify", "-s", taken, "--policy", "policy.toml")
+    assert ran.status == 2
+    assert ran.err.startswith("cosmian_vm: policy.toml: intel.pccs: http://pccs.example.com: an address")
 
 
 # --endorsements

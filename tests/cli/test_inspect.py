@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.machine import Machine
+from cosmian_vm.devkit.paravisor import SimulatedHcl, runtime_json
+from cosmian_vm.devkit.tee import SimulatedTee
 
 Run = Callable[..., Any]
 AT = "2022-09-24T12:00:00Z"
+KEYS = Path(__file__).resolve().parent.parent / "data" / "devkit_amd"
 
 
 @pytest.fixture
@@ -204,3 +210,31 @@ def test_unknown_kind(run: Run, tmp_path: Path) -> None:
     ran = run("inspect", tmp_path / "file", "--kind", "nonsense")
     assert ran.status == 2
     assert "snp-report" in ran.err
+
+
+def test_what_was_left_open_is_not_called_authentic(run: Run, tmp_path: Path) -> None:
+    """An HCL report whose chip certificate was not given: it binds, and nobody has looked at AMD's signature."""
+    tee = SimulatedTee.launch(AmdVendor.create(keys=VendorKeys.load(KEYS)), instance=bytes(32))
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key()
+    hcl = SimulatedHcl(inner=tee, data=runtime_json(key)).quote(bytes(64)).hcl_report
+    assert hcl is not None
+    path = tmp_path / "hcl.bin"
+    path.write_bytes(hcl)
+    ran = run("inspect", path, "--verify")
+    assert ran.status == 0, ran
+    assert ran.lines[-1].startswith("[ WARNING ] Nothing speaks against it, but not all was checked (tee.signature, ")
+    told = json.loads(run("inspect", path, "--verify", "--json").out)
+    assert told["verify"]["left_open"] == ["tee.signature", "tee.chain"]
+
+
+def test_with_a_folder(run: Run, tmp_path: Path) -> None:
+    vendor = AmdVendor.create(keys=VendorKeys.load(KEYS))
+    folder = tmp_path / "endorsements"
+    folder.mkdir()
+    (tmp_path / "report.bin").write_bytes(vendor.sign_report())
+    inspect = ("inspect", tmp_path / "report.bin", "--verify", "--with", folder)
+    ran = run(*inspect)
+    assert ran.status == 2
+    assert f"--with {folder}: 0 files in this folder" in ran.err
+    (folder / "vcek.der").write_bytes(vendor.chip.public_bytes(Encoding.DER))
+    assert "[ OK ] tee.signature: " in run(*inspect).out

@@ -23,6 +23,12 @@ from cosmian_vm.evidence.tpm import name
 ONE = Identity(tee="sev-snp", measurement="00", report_id="11", ak_name="22", anchor="operator", since="2026")
 
 
+def test_in_short() -> None:
+    assert ONE.short() == "report_id 11..., AK 22..."
+    enclave = Identity(tee="sgx", measurement="33")
+    assert enclave.short() == "measurement 33..., which every machine of the same contents has"
+
+
 def evidence_with(tee: bytes | None) -> Evidence:
     return Evidence(
         api=2, tee=tee, tpm=None, ima_log=None, boot_event_log=None, tls=TlsPeer(leaf=b"leaf", trusted=None)

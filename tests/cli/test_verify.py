@@ -297,3 +297,16 @@ def test_names_from_the_machine_cannot_drive_the_terminal(verify: Run, machine: 
     ran = verify("--verbose")
     assert all(line.isprintable() for line in ran.lines)
     assert "evil" in ran.out
+
+
+@pytest.mark.parametrize("api", ["1", "2"])
+def test_a_web_server_is_no_agent(verify: Run, agent: Any, api: str) -> None:
+    """No evidence to be had, by either version: neither trusted nor the opposite; its page is not quoted."""
+    agent.routes.clear()
+    agent.route("POST", wire.EVIDENCE, 404, b"<!DOCTYPE html><p>nothing here")
+    ran = verify("--api", api)
+    assert ran.status == 3
+    assert ran.out == ""
+    assert len(ran.err.splitlines()) == 1
+    assert "no Cosmian VM agent: is its port another one" in ran.err
+    assert "<" not in ran.err

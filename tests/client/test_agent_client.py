@@ -605,6 +605,11 @@ def test_no_url(url: str) -> None:
         AgentClient(url)
 
 
+def test_a_url_that_is_none_is_told_what_one_looks_like() -> None:
+    with pytest.raises(InputError, match=r"for instance, https://vm\.example\.com:5355$"):
+        AgentClient("https://vm/path")
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [("https://vm", "https://vm"), ("vm:5355", "https://vm:5355"), ("https://[::1]:8/", "https://[::1]:8")],

@@ -7,8 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from cosmian_vm.devkit.__main__ import main
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.certtool import SimulatedMachine
+from cosmian_vm.devkit.intel import IntelVendor
+from cosmian_vm.devkit.intel_store import load_vendor, save_vendor
+from cosmian_vm.evidence.bundle import TeeKind
 
 KEYS = Path(__file__).resolve().parent.parent / "data" / "devkit_amd"
 
@@ -46,3 +54,38 @@ def test_each_machine_has_its_own_key(tmp_path: Path) -> None:
     one, other = SimulatedMachine(machine(tmp_path / "a")), SimulatedMachine(machine(tmp_path / "b"))
     assert one.key() == one.key()
     assert one.key() != other.key()
+
+
+@pytest.mark.parametrize("tee", [TeeKind.TDX, TeeKind.SGX])
+def test_a_machine_of_intels(tmp_path: Path, tee: TeeKind) -> None:
+    folder = tmp_path / "vm"
+    vendor = IntelVendor.create()
+    save_vendor(vendor, folder / "vendor")
+    (folder / "trust_root.pem").write_bytes(vendor.root.public_bytes(Encoding.PEM))
+    (folder / "collateral.json").write_bytes(
+        load_vendor(folder / "vendor").collateral("TDX" if tee is TeeKind.TDX else "SGX")
+    )
+    (folder / "vm.json").write_text(json.dumps({"instance": "01" * 32, "tee": tee}))
+    assert run(folder, "ratls", "generate", "--output", tmp_path).returncode == 0
+    given = ("--trust-root", folder / "trust_root.pem", "--with", folder / "collateral.json", "--offline")
+    verified = run(folder, "ratls", "verify", "--cert", tmp_path / "cert.ratls.pem", *given)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    made = run(folder, "key", "--output", tmp_path)
+    if tee is TeeKind.SGX:
+        assert made.returncode == 0, made.stderr
+    else:
+        assert (made.returncode, made.stderr.count("\n")) == (1, 1)
+        assert "derives no key" in made.stderr
+
+
+def test_a_vm_stays_what_it_is(tmp_path: Path) -> None:
+    folder = machine(tmp_path / "vm")
+    ran = CliRunner().invoke(main, ["vm", "start", "--folder", str(folder), "--tee", "tdx"])
+    assert ran.exit_code == 1
+    assert "this VM is sev-snp; --tee says what a new one is" in ran.output
+
+
+def test_a_folder_that_cannot_be_is_one_line() -> None:
+    ran = CliRunner().invoke(main, ["vm", "start", "--folder", "/proc/x"])
+    assert (ran.exit_code, ran.output.count("\n")) == (1, 1)
+    assert "/proc/x" in ran.output

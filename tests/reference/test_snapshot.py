@@ -308,6 +308,11 @@ def test_a_wrong_form_is_named(data: object, named: str) -> None:
     assert named in refused(data)
 
 
+def test_what_is_something_else_is_told_to_be() -> None:
+    assert "this is no snapshot: cosmian_vm snapshot takes one" in refused({"api": 2})
+    assert "this is no snapshot" not in refused({**V2, "api": 2})
+
+
 @pytest.mark.parametrize("index", [0, 1023, 1024, 1025, 2999])
 def test_one_wrong_digest_among_many_is_named(index: int) -> None:
     files = [[f"/{number}", SHA256] for number in range(3000)]

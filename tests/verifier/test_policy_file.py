@@ -98,6 +98,15 @@ def test_the_comments_of_the_default_are_keys() -> None:
             parse_policy(shown.replace(line, line[2:]).encode(), "p")
 
 
+def test_a_wrong_name_is_told_with_the_right_ones() -> None:
+    with pytest.raises(InputError) as caught:
+        parse_policy(b"[tee]\nkinds = ['sev']", "p.toml")
+    told = "p.toml: tee.kinds[0]: 'sev' is not one of sev-snp, sgx, tdx (cosmian_vm policy show explains every key)"
+    assert str(caught.value) == told
+    with pytest.raises(InputError, match=r"^p.toml: intel: unknown key tcb \(cosmian_vm policy show"):
+        parse_policy(b"[intel]\ntcb = 1", "p.toml")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -249,7 +249,7 @@ class _Table:
             try:
                 parse_fingerprint(owner)
             except EvidenceFormatError as exc:
-                self.wrong(key, f"{owner[:60]!r}: {exc}")
+                self.wrong(key, f"{owner[:60]!r} is no owner's fingerprint: {exc.problem}")
         if len(set(value)) != len(value) or len(value) > MAX_OWNERS:
             self.wrong(key, f"expected are {MAX_OWNERS} owners at most, each once")
         return tuple(value)

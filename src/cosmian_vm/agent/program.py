@@ -20,7 +20,7 @@ def main() -> None:
         package = (exc.name or "").partition(".")[0]
         if package not in _EXTRA:
             raise
-        remedy = "the agent needs the extra [agent]: pip install 'cosmian-vm[agent]'"
+        remedy = "the agent needs the extra [agent]: pip install '.[agent]' in its source folder"
         print(f"cosmian_vm_agent: {package} is not installed: {remedy}", file=sys.stderr)
         sys.exit(2)
     run()

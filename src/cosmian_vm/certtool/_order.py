@@ -39,6 +39,7 @@ _MAX_ANSWER = 1 << 20
 _ANSWER_SECONDS = 60
 _MAX_REDIRECTS = 3
 _SHOWN = 400
+_WRAPPED = 8
 
 _T = TypeVar("_T")
 
@@ -150,9 +151,11 @@ class Order:
             seconds = int(_DEADLINE.total_seconds())
             raise IssuanceError(f"{where}: the order was not decided within {seconds} s; run it again later") from exc
         except requests.exceptions.SSLError as exc:
-            raise TransportError(f"{where}: its TLS certificate is not trusted (--ca-bundle): {_line(exc)}") from exc
+            raise TransportError(
+                f"{where}: its TLS certificate is not trusted (--ca-bundle): {_line(_cause(exc))}"
+            ) from exc
         except (requests.exceptions.RequestException, OSError) as exc:
-            raise TransportError(f"{where} cannot be reached: {_line(exc)}") from exc
+            raise TransportError(f"{where} cannot be reached: {_line(_cause(exc))}") from exc
         except (errors.Error, josepy.errors.Error) as exc:
             raise TransportError(f"{where} does not answer as an ACME server does: {_line(exc)}") from exc
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
@@ -241,6 +244,17 @@ def _problem(error: messages.Error | None) -> str:
     parts = [str(error.title or ""), str(error.detail or ""), *subproblems]
     text = ": ".join(part for part in parts if part) or str(error.typ)
     return _line(text)
+
+
+def _cause(problem: BaseException) -> object:
+    """What the system said, out of the exceptions that requests and urllib3 wrapped around it."""
+    seen: object = problem
+    for _ in range(_WRAPPED):
+        if isinstance(seen, OSError) and seen.strerror:
+            return getattr(seen, "verify_message", "") or seen.strerror
+        inner = [getattr(seen, "reason", None), *getattr(seen, "args", ()), getattr(seen, "__cause__", None)]
+        seen = next((found for found in inner if isinstance(found, BaseException)), None)
+    return problem
 
 
 def _line(problem: object) -> str:

@@ -147,7 +147,7 @@ def _issue(
     try:
         from cosmian_vm.certtool._order import Order, account_key
     except ModuleNotFoundError as exc:
-        raise InputError(f"{exc.name} is not installed: pip install 'cosmian-vm[certtool]'") from exc
+        raise InputError(f"{exc.name} is not installed: pip install '.[certtool]' in the source folder") from exc
     account = account_key(work / _account_file(url))
     return Order(url, account, ca_bundle=ca_bundle).issue(names, email, key, server)
 

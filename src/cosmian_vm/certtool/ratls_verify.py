@@ -232,6 +232,7 @@ def _vouchers(
     item: Embedded, material: Material, roots: Roots, store: EndorsementStore, *, now: datetime, notes: list[str]
 ) -> Vouchers:
     """For one piece of evidence: what was given, and what is missing then. ``notes`` grows by what cannot be had."""
+    from cosmian_vm.endorsements.store import REMEDY
     from cosmian_vm.evidence.bundle import TeeKind
     from cosmian_vm.evidence.intel_quote import parse_quote
     from cosmian_vm.inspection.certificate import all_roots
@@ -250,7 +251,9 @@ def _vouchers(
             unusable = [str(exc)]
     blobs = [entry.raw for entry in material.items if entry.kind in (CERTIFICATE, CRL)]
     gathered = store.gather(item.raw if collateral is None else None, (), now=now, given=blobs)
-    notes += [note for note in (*unusable, *gathered.notes) if note not in notes]
+    remedy = REMEDY.replace("EVIDENCE", "CERTIFICATE").replace("--endorsements", "--with")
+    said = [note.replace(REMEDY, remedy) for note in gathered.notes]
+    notes += [note for note in (*unusable, *said) if note not in notes]
     return Vouchers(
         amd=gathered.endorsements,
         collateral=collateral or gathered.collateral,

@@ -57,6 +57,14 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
             f"anchor       {self.anchor or none}",
         )
 
+    def short(self) -> str:
+        """What it will be known by again, on one line."""
+        own = {"report_id": self.report_id, "AK": self.ak_name}
+        found = [f"{name} {value[:16]}..." for name, value in own.items() if value is not None]
+        if not found:
+            return f"measurement {self.measurement[:16]}..., which every machine of the same contents has"
+        return ", ".join(found)
+
 
 def identity_of(evidence: Evidence, anchor: str | None) -> Identity:
     """Of evidence that has been appraised. Raises EvidenceFormatError where it cannot be read."""

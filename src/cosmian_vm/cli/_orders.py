@@ -182,17 +182,13 @@ def recognise(client: AgentClient, examined: Examined, means: Means, folder: Pat
     if means.remember:
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         machines.remember(client.url, _since(seen, now))
-        click.echo(f"{OK} Remembered as {client.url}: report_id {_short(seen.report_id)}, AK {_short(seen.ak_name)}")
+        click.echo(f"{OK} Remembered as {client.url}: {seen.short()}")
 
 
 def _since(identity: Identity, moment: str) -> Identity:
     import msgspec
 
     return msgspec.structs.replace(identity, since=moment)
-
-
-def _short(value: str | None) -> str:
-    return "none" if value is None else f"{value[:16]}..."
 
 
 def _ask(url: str, seen: Identity, *, trust_new: bool) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Examined", "Setup", "examine", "setup_from"]
 
 _NOT_FOUND = 404
+_NO_AGENT = "whatever answers there is no Cosmian VM agent: is its port another one (--url https://HOST:5355)?"
 _CREDENTIAL_SIZE = 32
 _SEED_SIZE = 64
 _BUSY = 503
@@ -74,7 +75,12 @@ def setup_from(chosen: Chosen) -> Setup:
     if setup.pccs is not None:
         from cosmian_vm.cli._vendors import services
 
-        services(setup.pccs)
+        try:
+            services(setup.pccs)
+        except InputError as exc:
+            if chosen.pccs is not None:
+                raise
+            raise InputError(f"{chosen.policy}: intel.pccs: {str(exc).removeprefix('--pccs ')}") from exc
     return setup
 
 
@@ -177,7 +183,10 @@ def _evidence(client: AgentClient, nonce: bytes, policy: Policy) -> Evidence:
     appraisal then says why that is not enough.
     """
     if policy.api == 1:
-        return client.evidence_v1(nonce)
+        evidence = client.evidence_v1(nonce)
+        if _has_nothing(evidence):
+            raise TransportError(f"{client.url}: {_NO_AGENT}")
+        return evidence
     try:
         return client.evidence(nonce)
     except RefusedError as exc:
@@ -189,6 +198,11 @@ def _evidence(client: AgentClient, nonce: bytes, policy: Policy) -> Evidence:
             raise
         refused = exc
     evidence = client.evidence_v1(nonce)
-    if evidence.tee is None and evidence.tpm is None and evidence.ima_log is None:
-        raise refused  # whatever answers there, it is no agent
+    if _has_nothing(evidence):
+        raise RefusedError(f"{refused}; {_NO_AGENT}", status=refused.status) from refused
     return evidence
+
+
+def _has_nothing(evidence: Evidence) -> bool:
+    """Not one piece of evidence: whatever answers there, it is no agent."""
+    return evidence.tee is None and evidence.tpm is None and evidence.ima_log is None

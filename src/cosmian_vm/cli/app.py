@@ -37,12 +37,30 @@ sent), 2 wrong usage or unreadable file, 3 no evidence to be had, or the agent r
 """
 
 
+_RESTART_EPILOG = """\b
+Examples:
+  cosmian_vm --url https://vm.example.com:5355 app restart -s cosmian_vm.snapshot
+  A machine with an agent of 1.3:
+    cosmian_vm --url https://vm.example.com:5355 app restart --api 1
+"""
+
+_STATUS_EPILOG = """\b
+Example:
+  cosmian_vm --url https://vm.example.com:5355 app status
+"""
+
+_LOGS_EPILOG = """\b
+Example:
+  cosmian_vm --url https://vm.example.com:5355 app logs --lines 50
+"""
+
+
 @click.group(name="app", epilog=_EPILOG)
 def command() -> None:
     """Give the application its configuration; restart it; ask how it is."""
 
 
-@command.command(epilog=_INIT_EPILOG)
+@command.command(epilog=_INIT_EPILOG, short_help="Write its configuration and (re)start it.")
 @click.option(
     "--conf",
     "-c",
@@ -84,7 +102,7 @@ def init(context: click.Context, *, conf: str, given: Mapping[str, Any]) -> int:
     return TRUSTED
 
 
-@command.command()
+@command.command(epilog=_RESTART_EPILOG)
 @api_option
 @click.pass_context
 @order_options
@@ -105,7 +123,7 @@ def restart(context: click.Context, *, given: Mapping[str, Any]) -> int:
     return TRUSTED
 
 
-@command.command()
+@command.command(epilog=_STATUS_EPILOG)
 @click.pass_context
 @order_options
 def status(context: click.Context, *, given: Mapping[str, Any]) -> int:
@@ -127,7 +145,7 @@ def status(context: click.Context, *, given: Mapping[str, Any]) -> int:
     return TRUSTED
 
 
-@command.command()
+@command.command(epilog=_LOGS_EPILOG)
 @click.option(
     "--lines",
     "-n",

@@ -9,7 +9,7 @@ import click
 
 from cosmian_vm.cli._common import NO_EVIDENCE, TRUSTED, moment_of, read_file, write_atomically
 from cosmian_vm.cli._options import pccs_option
-from cosmian_vm.errors import InputError
+from cosmian_vm.errors import EvidenceFormatError, InputError
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -29,7 +29,7 @@ Examples:
 
 _FETCH_EPILOG = """\b
 Examples:
-  On a computer with network, for one without: the evidence of a verification that was kept there
+  On a computer with network, for one without: the evidence of a verification that was kept
     cosmian_vm --url https://vm.example.com:5355 verify -s cosmian_vm.snapshot \\
         --offline --save-evidence evidence.json
     cosmian_vm endorsements fetch evidence.json --output web-1
@@ -50,8 +50,8 @@ What is written:
 \b
 Nothing of it is trusted for being there: verify checks every signature and date.
 \b
-Exit status: 0 all that a verification needs is written, 2 wrong usage or no report or quote in the
-file, 3 something could not be had (what could be is written).
+Exit status: 0 all that a verification needs is written, 2 wrong usage or no report or quote in
+the file, 3 something could not be had (what could be is written).
 """
 
 
@@ -70,7 +70,7 @@ def command() -> None:
     """
 
 
-@command.command(epilog=_FETCH_EPILOG)
+@command.command(epilog=_FETCH_EPILOG, short_help="Fetch all that a verification needs into a folder.")
 @click.argument("evidence", metavar="EVIDENCE")
 @click.option("--output", "-o", metavar="DIR", required=True, help="The folder to write to; one for each machine.")
 @pccs_option
@@ -85,29 +85,35 @@ def fetch(*, evidence: str, output: str, pccs: str | None, at: str | None, as_js
     """
     from cosmian_vm.cli._vendors import endorsement_store
     from cosmian_vm.cli.render import OK, WARNING, as_json, printable, tag
+    from cosmian_vm.endorsements.store import REMEDY
     from cosmian_vm.inspection.carried import quote_in
     from cosmian_vm.verifier.result import Status
 
     moment = moment_of(at)
-    carried = quote_in(read_file(evidence, _MAX_EVIDENCE))
+    try:
+        carried = quote_in(read_file(evidence, _MAX_EVIDENCE))
+    except EvidenceFormatError as exc:
+        raise InputError(f"{evidence}: {exc.problem if exc.what == 'evidence' else exc}") from exc
     store = endorsement_store(pccs=pccs, offline=False)
     gathered = store.gather(carried.quote, carried.beside, now=moment, renew=True)
+    notes = [note.removesuffix(f"; {REMEDY}") for note in gathered.notes]  # it is what is being done
     files, lacking = _selected(carried.quote, gathered, moment)
     written = _write(output, files)
     if as_json_data:
         shown = [{"file": path, "what": file.what} for path, file in zip(written, files, strict=True)]
-        data = {"kind": carried.kind, "written": shown, "lacking": lacking, "notes": list(gathered.notes)}
+        data = {"kind": carried.kind, "written": shown, "lacking": lacking, "notes": notes}
         click.echo(as_json(data))
     else:
         click.echo(f"{printable(evidence)}: {carried.title}")
         for path, file in zip(written, files, strict=True):
             click.echo(f"{OK} Written: {printable(path)} ({file.what})")
-        for note in gathered.notes:
+        for note in notes:
             click.echo(f"{WARNING} {printable(note)}")
         for what in lacking:
             click.echo(f"{tag(Status.FAIL)} Not to be had: {what}")
     if lacking:
-        click.echo(f"cosmian_vm: not all that a verification needs could be had: {'; '.join(lacking)}", err=True)
+        what = "not all that a verification needs could be had"
+        click.echo(f"cosmian_vm: {what}: {'; '.join(lacking)}; run this where there is network", err=True)
     return NO_EVIDENCE if lacking else TRUSTED
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 
 import click
 
 from cosmian_vm.cli._common import NOT_TRUSTED, TRUSTED, USAGE, moment_of, read_file
 from cosmian_vm.cli.render import as_json, checks_data, printable, tag
+from cosmian_vm.errors import InputError
 from cosmian_vm.inspection import identify
 from cosmian_vm.inspection.model import JSON, POLICY_IDS, Inspection, Roots, rfc3339
 from cosmian_vm.verifier.result import Status
@@ -16,6 +18,8 @@ from cosmian_vm.verifier.result import Status
 __all__ = ["command"]
 
 _MAX_DETAILS = 20
+MAX_FILES = 64
+"""Most files of a folder that --with may name."""
 
 _EPILOG = """\b
 Examples:
@@ -23,6 +27,7 @@ Examples:
     cosmian_vm inspect report.bin
   Is it genuine? Certificates that it does not carry are given beside it:
     cosmian_vm inspect report.bin --verify --with vcek.der
+    cosmian_vm inspect report.bin --verify --with web-1        # what endorsements fetch wrote
   A TPM quote with its signature, key, PCR values, nonce and the list behind PCR 10:
     cosmian_vm inspect quote.msg --verify --with quote.sig --with ak.pem --with quote.pcrs \\
         --with nonce --with binary_runtime_measurements
@@ -30,7 +35,9 @@ Examples:
     cosmian_vm inspect quote.bin --verify --with collateral.json --at 2025-10-02T00:00:00Z --json
 \b
 Exit status: 0 authentic (without --verify: readable), 1 not authentic, 2 wrong usage, nothing
-that can be read as evidence, or --verify of what nobody signs (a snapshot, reference values).
+that can be read as evidence, or --verify of what nobody signs (snapshots, keys, ...).
+What could not be checked for want of a file is a [ SKIP ]; where that is the signature of the
+hardware, its chain or revocation, the last line warns of it, and left_open in the JSON names it.
 """
 
 
@@ -43,7 +50,8 @@ that can be read as evidence, or --verify of what nobody signs (a snapshot, refe
     metavar="PATH",
     multiple=True,
     help="Whatever else that takes, recognised by its content: certificates, revocation lists, Intel collateral, keys, "
-    "signatures, PCR values, nonces, the quote a log belongs to. May be given several times.",
+    "signatures, PCR values, nonces, the quote a log belongs to; a file, or a folder of them. May be given several "
+    "times.",
 )
 @click.option("--at", metavar="TIME", help="Verify as of this instant (RFC 3339, as 2025-10-02T00:00:00Z), not now.")
 @click.option(
@@ -76,7 +84,7 @@ def command(
         raise click.UsageError(f"--kind {kind} is unknown; known are {', '.join(names)}")
     moment = moment_of(at)
     raw = read_file(file)
-    material = identify.material_of((path, read_file(path)) for path in beside)
+    material = identify.material_of((path, read_file(path)) for path in _beside(beside))
     roots, notes = _roots(trust_roots)
     inspection = identify.inspect(raw, material, name=file, verify=(moment, roots) if verify else None, kind=kind)
     authentic = None if inspection.undecidable else inspection.authentic(policy=policy)
@@ -91,6 +99,21 @@ def command(
     if verify and authentic is None:
         return USAGE
     return TRUSTED if authentic or not verify else NOT_TRUSTED
+
+
+def _beside(paths: Sequence[str]) -> Iterator[str]:
+    """The files that ``--with`` names: of a folder, such as endorsements fetch writes, those right in it."""
+    for path in paths:
+        if path == "-" or not Path(path).is_dir():
+            yield path
+            continue
+        try:
+            found = sorted(entry for entry in Path(path).iterdir() if entry.is_file() and entry.name[:1] != ".")
+        except OSError as exc:
+            raise InputError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+        if not found or len(found) > MAX_FILES:
+            raise InputError(f"--with {path}: {len(found)} files in this folder; expected are 1 to {MAX_FILES}")
+        yield from map(str, found)
 
 
 def _roots(paths: Sequence[str]) -> tuple[Roots, tuple[str, ...]]:
@@ -109,7 +132,8 @@ def _data(inspection: Inspection, *, authentic: bool | None, notes: Sequence[str
     if inspection.problem:
         data["problem"] = inspection.problem
     if inspection.checks is not None:
-        data["verify"] = {"authentic": authentic, "checks": checks_data(inspection.checks, full=False)}
+        checks = checks_data(inspection.checks, full=False)
+        data["verify"] = {"authentic": authentic, "left_open": list(inspection.left_open), "checks": checks}
         if notes:
             data["notes"] = list(notes)
     return data
@@ -135,6 +159,10 @@ def _lines(
     if authentic is None:
         problem = "nobody signs such a file, nothing in it can be authentic by itself"
         yield f"{tag(Status.SKIP)} Cannot be said: {printable(file)}: {problem}"
+        return
+    if authentic and inspection.left_open:
+        verdict = f"Nothing speaks against it, but not all was checked ({', '.join(inspection.left_open)})"
+        yield f"{tag(Status.WARNING)} {verdict}: {printable(file)} at {rfc3339(moment)}"
         return
     verdict = "Authentic" if authentic else "Not authentic"
     yield f"{tag(Status.OK if authentic else Status.FAIL)} {verdict}: {printable(file)} at {rfc3339(moment)}"

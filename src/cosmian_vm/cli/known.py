@@ -17,12 +17,23 @@ Examples:
 """
 
 
+_LIST_EPILOG = """\b
+Example:
+  cosmian_vm known list
+"""
+
+_REMOVE_EPILOG = """\b
+Example:
+  cosmian_vm known remove https://vm.example.com:5355
+"""
+
+
 @click.group(name="known", epilog=_EPILOG)
 def command() -> None:
     """The machines that are remembered, by URL."""
 
 
-@command.command(name="list")
+@command.command(name="list", epilog=_LIST_EPILOG)
 def list_() -> int:
     """Show them."""
     from cosmian_vm.cli._machines import Machines
@@ -36,7 +47,7 @@ def list_() -> int:
     return TRUSTED
 
 
-@command.command()
+@command.command(epilog=_REMOVE_EPILOG)
 @click.argument("url", metavar="URL")
 def remove(*, url: str) -> int:
     """Forget one: the next order meets it as a new machine."""

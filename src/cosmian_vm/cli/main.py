@@ -39,9 +39,13 @@ Examples:
   Hand the application its secrets, only if the machine is the one of the snapshot:
     cosmian_vm --url https://vm.example.com:5355 app init --conf app.json -s cosmian_vm.snapshot
   Look at a file of evidence:
-    cosmian_vm inspect quote.bin --verify --with vcek.pem
+    cosmian_vm inspect report.bin --verify --with vcek.der
   Fetch what AMD or Intel say about the processor, for a computer without network:
     cosmian_vm endorsements fetch evidence.json --output web-1
+  Begin a policy of your own: minimum firmware, TCB statuses, who may vouch for the TPM:
+    cosmian_vm policy show > policy.toml
+  Keep a backup of the key that owns your machines:
+    cosmian_vm owner export owner.backup
 
 \b
 Exit status:

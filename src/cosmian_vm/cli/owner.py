@@ -33,12 +33,46 @@ Examples:
 """
 
 
+_SHOW_EPILOG = """\b
+Examples:
+  cosmian_vm owner show
+  cosmian_vm --url https://vm.example.com:5355 owner show
+"""
+
+_ADD_EPILOG = """\b
+Example:
+  cosmian_vm --url https://vm.example.com:5355 owner add ed25519:Rm0w... -s cosmian_vm.snapshot
+\b
+Snapshots that were taken before name the owners of then: take a new one.
+"""
+
+_REMOVE_EPILOG = """\b
+Example:
+  cosmian_vm --url https://vm.example.com:5355 owner remove ed25519:Rm0w... -s cosmian_vm.snapshot
+\b
+Snapshots that were taken before name the owners of then: take a new one.
+"""
+
+_EXPORT_EPILOG = """\b
+Example:
+  cosmian_vm owner export owner.backup
+"""
+
+_IMPORT_EPILOG = """\b
+Examples:
+  cosmian_vm owner import owner.backup
+  On a computer that has a key of its own already:
+    cosmian_vm owner export other.backup
+    cosmian_vm owner import --replace owner.backup
+"""
+
+
 @click.group(name="owner", epilog=_EPILOG)
 def command() -> None:
     """The key that owns your machines; who owns a machine."""
 
 
-@command.command()
+@command.command(short_help="Your key, and with --url who owns that machine.", epilog=_SHOW_EPILOG)
 @click.option("--make", is_flag=True, help="Make your key if there is none yet.")
 @click.pass_context
 def show(context: click.Context, *, make: bool) -> int:
@@ -61,7 +95,7 @@ def show(context: click.Context, *, make: bool) -> int:
     return TRUSTED
 
 
-@command.command()
+@command.command(epilog=_ADD_EPILOG)
 @click.argument("fingerprint", metavar="FINGERPRINT")
 @click.pass_context
 @order_options
@@ -72,7 +106,7 @@ def add(context: click.Context, *, fingerprint: str, given: Mapping[str, Any]) -
     return _change(context, OWNER_ADD, fingerprint, given)
 
 
-@command.command()
+@command.command(epilog=_REMOVE_EPILOG)
 @click.argument("fingerprint", metavar="FINGERPRINT")
 @click.pass_context
 @order_options
@@ -91,7 +125,7 @@ def _change(context: click.Context, what: str, fingerprint: str, given: Mapping[
     try:
         parse_fingerprint(fingerprint)
     except EvidenceFormatError as exc:
-        raise click.UsageError(f"{fingerprint}: {exc}") from exc
+        raise click.UsageError(f"{fingerprint!r} is no owner's fingerprint: {exc.problem}") from exc
     target = target_of(context)
     with target.client() as client:
         prove(client, target, means_from(given))
@@ -101,7 +135,7 @@ def _change(context: click.Context, what: str, fingerprint: str, given: Mapping[
     return TRUSTED
 
 
-@command.command()
+@command.command(short_help="Write a backup of your key to a new file.", epilog=_EXPORT_EPILOG)
 @click.argument("file", metavar="FILE")
 @click.option("--plain", is_flag=True, help="Without a passphrase: whoever gets the file owns your machines.")
 def export(*, file: str, plain: bool) -> int:
@@ -118,7 +152,7 @@ def export(*, file: str, plain: bool) -> int:
     return TRUSTED
 
 
-@command.command(name="import")
+@command.command(name="import", epilog=_IMPORT_EPILOG)
 @click.argument("file", metavar="FILE")
 @click.option("--replace", is_flag=True, help="Although there is another key, which is lost then.")
 def import_(*, file: str, replace: bool) -> int:
@@ -159,7 +193,9 @@ def _asked(text: str, *, confirm: bool) -> bytes:
     """A passphrase, from the terminal alone. Raises InputError where there is none, or it is empty."""
     if not sys.stdin.isatty():
         raise InputError("a passphrase is asked for on a terminal, and there is none (export --plain does without)")
-    given: str = click.prompt(text, hide_input=True, confirmation_prompt=confirm, err=True, default="")
+    given: str = click.prompt(
+        text, hide_input=True, confirmation_prompt=confirm, err=True, default="", show_default=False
+    )
     if not given:
         raise InputError("an empty passphrase protects nothing (export --plain does without)")
     return given.encode()

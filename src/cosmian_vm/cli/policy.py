@@ -15,7 +15,14 @@ Examples:
   What is in force with it:
     cosmian_vm policy show --policy policy.toml
   Use it:
-    cosmian_vm --url https://vm.example.com:5355 verify -s cosmian_vm.snapshot --policy policy.toml
+    cosmian_vm --url https://vm.example.com verify -s cosmian_vm.snapshot --policy policy.toml
+"""
+
+
+_SHOW_EPILOG = """\b
+Examples:
+  cosmian_vm policy show > policy.toml
+  cosmian_vm policy show --policy policy.toml
 """
 
 
@@ -24,7 +31,7 @@ def command() -> None:
     """What is accepted beyond the snapshot: minimum firmware, TCB statuses, anchors of the TPM, required checks."""
 
 
-@command.command()
+@command.command(epilog=_SHOW_EPILOG)
 @click.option("--policy", "policy_file", metavar="FILE", help="The policy file. None: the defaults.")
 def show(policy_file: str | None) -> int:
     """Print the policy in force, defaults included, as a policy file."""

@@ -158,7 +158,7 @@ def _check_owner(owner: str | None) -> None:
         if owner is not None:
             parse_fingerprint(owner)
     except EvidenceFormatError as exc:
-        raise click.UsageError(f"--owner {owner}: {exc}") from exc
+        raise click.UsageError(f"--owner {owner!r} is no owner's fingerprint: {exc.problem}") from exc
 
 
 def _check_usage(

@@ -26,6 +26,7 @@ __all__ = ["HTTPS_PORT", "Answer", "Channel", "deadline", "one_line", "parse_add
 
 HTTPS_PORT = 443
 _EXAMPLE = "service.example.com:3655"
+_EXAMPLES = {"--url": "https://vm.example.com:5355"}
 _MAX_SMALL = 1024 * 1024
 _MAX_TEXT = 300
 _CALL_TIME = 120.0
@@ -55,13 +56,17 @@ def parse_address(address: str, what: str, default_port: int = HTTPS_PORT) -> tu
         parts = urlsplit(f"//{address}")
         host = parts.hostname
     except ValueError as exc:
-        raise InputError(f"{what}: {address!r} is no host[:port]; expected, for instance, {_EXAMPLE}") from exc
+        raise InputError(
+            f"{what}: {address!r} is no host[:port]; expected, for instance, {_EXAMPLES.get(what, _EXAMPLE)}"
+        ) from exc
     try:
         port = parts.port
     except ValueError as exc:
         raise InputError(f"{what}: {address!r}: the port is no number from 0 to 65535") from exc
     if not host or parts.path or parts.query or parts.fragment or "@" in address or _UNFIT.search(address):
-        raise InputError(f"{what}: {address!r} is no host[:port]; expected, for instance, {_EXAMPLE}")
+        raise InputError(
+            f"{what}: {address!r} is no host[:port]; expected, for instance, {_EXAMPLES.get(what, _EXAMPLE)}"
+        )
     try:
         host.encode("idna")  # as the look-up does
     except ValueError as exc:
@@ -163,7 +168,8 @@ class Channel:
                 raise
             answer = self._exchange(request)
         if answer.status not in accept:
-            text = one_line(answer.body.decode("utf-8", "replace")) or http.client.responses.get(answer.status, "")
+            text = "" if answer.body.lstrip()[:1] == b"<" else one_line(answer.body.decode("utf-8", "replace"))
+            text = text or http.client.responses.get(answer.status, "")  # some web server's page says no more
             place = f"{method} {path.partition('?')[0]}"
             raise RefusedError(f"{self.url}: {place}: {answer.status} {text}", status=answer.status)
         return answer

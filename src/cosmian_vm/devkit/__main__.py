@@ -25,12 +25,12 @@ _PATH = click.argument("path")
 
 
 class _OneLineErrors(click.Group):
-    """Our own errors are one line and exit status 1."""
+    """Our own errors, and the system's about a folder, are one line and exit status 1."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
-        except CosmianVmError as exc:
+        except (CosmianVmError, OSError) as exc:
             _stop(str(exc))
 
 
@@ -54,13 +54,13 @@ def vm() -> None:
 @click.option(
     "--tee",
     type=click.Choice([str(kind) for kind in TeeKind]),
-    default=str(TeeKind.SNP),
-    show_default=True,
-    help="What a new one is. An SGX enclave has neither TPM nor IMA.",
+    help=f"What a new one is (default: {TeeKind.SNP}). An SGX enclave has neither TPM nor IMA.",
 )
-def start(folder: Path, tee: str) -> None:
+def start(folder: Path, tee: str | None) -> None:
     """Create the VM where it is new, and power it on."""
-    machine = SimulatedVm(folder, tee=TeeKind(tee))
+    machine = SimulatedVm(folder, tee=TeeKind(tee or TeeKind.SNP))
+    if tee is not None and (folder / "vm.json").exists() and machine.tee != tee:
+        _stop(f"{folder}: this VM is {machine.tee}; --tee says what a new one is: give another folder")
     url = machine.start()
     click.echo(f"url         {url}\ntrust root  {machine.trust_root}\nfile system {machine.rootfs}")
     if machine.collateral.exists():
@@ -133,7 +133,7 @@ def attack(folder: Path, name: str) -> None:
 def certtool(folder: Path, arguments: tuple[str, ...]) -> None:
     """Run cosmian_certtool with the TEE of the VM: vm certtool --folder F ratls generate.
 
-    Its certificates are verified with --trust-root F/trust_root.pem --with F/crl.der.
+    Its certificates are verified with --trust-root F/trust_root.pem --with F/crl.der (Intel: F/collateral.json).
     """
     from cosmian_vm.devkit.certtool import run_in
 

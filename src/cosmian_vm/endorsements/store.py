@@ -17,7 +17,7 @@ import msgspec
 from cosmian_vm.endorsements._cache import Cache
 from cosmian_vm.endorsements._fetch import Answer, Fetch, Fetcher, Limits, Request, fetch
 from cosmian_vm.endorsements._kds import KDS, fits, gather_amd, issuers, vcek_url
-from cosmian_vm.endorsements._lookup import Lookup
+from cosmian_vm.endorsements._lookup import REMEDY, Lookup
 from cosmian_vm.endorsements.amd import AmdEndorsements, collect, is_chip_certificate
 from cosmian_vm.errors import CosmianVmError, EndorsementError, EvidenceFormatError
 from cosmian_vm.evidence.bundle import TeeKind, tee_kind
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # All of Intel's is imported where there is something of Intel's: it takes its time.
 
 __all__ = [
+    "REMEDY",
     "Answer",
     "EndorsementStore",
     "Fetch",

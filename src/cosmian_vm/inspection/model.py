@@ -190,6 +190,15 @@ class Inspection:
         failed = any(check.status is Status.FAIL for check in self.checks or ())
         return not self.signed and not self.problem and self.checks is not None and not failed
 
+    @property
+    def left_open(self) -> tuple[str, ...]:
+        """Ids of what would say who made it and could not be checked: signature, chain, revocation of the hardware."""
+        return tuple(
+            check.id
+            for check in self.checks or ()
+            if check.status is Status.SKIP and check.id.startswith("tee.") and check.id not in POLICY_IDS
+        )
+
     def authentic(self, *, policy: bool = False) -> bool:
         """The answer of ``--verify``; with ``policy`` the policy checks decide too. Nothing checked means no."""
         return not self.problem and self.checks is not None and is_authentic(self.checks, policy=policy)

@@ -90,6 +90,7 @@ def _kind(name_: str, title: str, facts: Callable[[bytes, Material], Facts], bes
         matches=lambda _: False,
         facts=facts,
         verify=verify,
+        signed=False,
         claims=lambda raw, _: [item.kind for item in gather([("", raw)], ()).items] == [name_],
     )
 

@@ -210,6 +210,8 @@ def parse(raw: bytes, what: str) -> Snapshot:
     except InputError as exc:
         if _REFERENCE_FORMAT in raw:
             raise InputError(f"{what}: no snapshot, but reference values of an image: --reference takes them") from exc
+        if raw.lstrip()[:1] == b"{" and b'"tee_policy"' not in raw:
+            raise InputError(f"{exc}; this is no snapshot: cosmian_vm snapshot takes one") from exc
         raise
 
 

@@ -277,6 +277,11 @@ def _owner(evidence: Evidence, reference: Snapshot | None, policy: Policy) -> Ch
         return (
             fail("vm.owner", line) if policy.owner is not None or reference is not None else warning("vm.owner", line)
         )
+    told = "Version 1 of the protocol does not tell who owns the machine"
+    if evidence.api == 1 and (policy.owner is not None or (reference is not None and reference.owners)):
+        return fail(
+            "vm.owner", f"{told}, and an owner is expected: ask with version 2, or without --owner and snapshot"
+        )
     if policy.owner is not None and policy.owner not in owners:
         return fail("vm.owner", f"The machine is owned by {named}, not by {policy.owner}")
     if reference is not None and reference.owners is not None and tuple(sorted(reference.owners)) != owners:
@@ -285,7 +290,7 @@ def _owner(evidence: Evidence, reference: Snapshot | None, policy: Policy) -> Ch
         then = ", ".join(sorted(reference.owners)) or "nobody (if that is you: --owner, or take a new snapshot)"
         return fail("vm.owner", f"The machine is owned by {named}; when the snapshot was taken it was {then}")
     if evidence.api == 1:
-        return skip("vm.owner", "Version 1 of the protocol does not tell who owns the machine")
+        return skip("vm.owner", told)
     if not owners:
         return warning("vm.owner", "Nobody owns this machine: whoever is the first to give it an order will")
     if "anyone" in owners:

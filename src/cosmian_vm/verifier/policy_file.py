@@ -36,6 +36,12 @@ _STATUSES = (
     "TDRelaunchAdvised",
     "TDRelaunchAdvisedConfigurationNeeded",
 )
+_NAMES: dict[str, Iterable[str]] = {
+    "tee.kinds": tuple(TeeKind),
+    "intel.accepted_statuses": _STATUSES,
+    "tpm.anchors": ALL_ANCHORS,
+}
+"""Keys whose values are of a few names."""
 _COMPONENTS = frozenset({"bl", "tee", "snp", "ucode", "fmc"})
 _ADVISORY = re.compile(r"INTEL-SA-\d{5}")
 
@@ -106,7 +112,7 @@ def parse_policy(raw: bytes, what: str) -> PolicyFile:
         told = msgspec.toml.decode(raw, type=_File)
         policy = _policy(told)
     except msgspec.ValidationError as exc:
-        raise InputError(f"{what}: {_plain(exc)}") from exc
+        raise InputError(f"{what}: {_told(_plain(exc))}") from exc
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise InputError(f"{what}: is not TOML: {_plain(exc)}") from exc
     except ValueError as exc:
@@ -122,6 +128,17 @@ def parse_policy(raw: bytes, what: str) -> PolicyFile:
 
 def _plain(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def _told(problem: str) -> str:
+    """What msgspec found wrong, with the key in front and what to do about it behind."""
+    place = re.fullmatch(r"(?P<problem>.*) - at `(?:key in )?\$\.?(?P<key>.*)`", problem)
+    key, problem = (place["key"], place["problem"]) if place else ("", problem)
+    problem = problem.replace("Object contains unknown field", "unknown key").replace("`", "")
+    names = _NAMES.get(key.partition("[")[0])
+    if names is not None and problem.startswith("Invalid enum value "):
+        problem = f"{problem.removeprefix('Invalid enum value ')} is not one of {', '.join(sorted(names))}"
+    return f"{key}{': ' if key else ''}{problem} (cosmian_vm policy show explains every key)"
 
 
 def _policy(told: _File) -> Policy:
