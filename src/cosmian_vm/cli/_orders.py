@@ -2,7 +2,8 @@
 that was attested, and no other, carries the order.
 
 1. genuine and bound to this very connection: the appraisal, with snapshot or reference values where they are given
-2. the one that is meant: those, or what is remembered of this URL, or, for secrets, the user's word
+2. the one that is meant: the snapshot's, or what is remembered of this URL, or, for secrets, the user's word. An image's
+   reference values are not enough for a secret: anybody can boot it, or have a TPM of his own say that he did
 3. ours: the owner's key is among its owners; a machine that nobody owns is claimed
 """
 
@@ -166,18 +167,19 @@ def recognise(client: AgentClient, examined: Examined, means: Means, folder: Pat
     known = machines.known().get(client.url)
     if known is not None:
         changed = differences(known, seen)
-        if not changed and known.anchor == seen.anchor:
+        if not changed and known.anchor == seen.anchor and seen.is_unlike_others:
             return
-        if changed and (set(changed) != {"report_id"} or not means.policy.allow_reboot):
+        relaunched = set(changed) == {"report_id"} and known.ak_name is not None  # without a TPM that is any machine
+        if changed and not (relaunched and means.policy.allow_reboot):
             raise NotTrustedError(
                 f"{client.url}: this is not the machine that is remembered since {known.since or 'long'}: "
                 f"{'; '.join(changed.values())}; nothing was sent. If you know why: "
                 f"cosmian_vm known remove {client.url}"
-                + (", or --allow-reboot if it was stopped and started again" if set(changed) == {"report_id"} else "")
+                + (", or --allow-reboot if it was stopped and started again" if relaunched else "")
             )
         if changed:
             click.echo(f"{WARNING} Launched anew since it was remembered: {changed['report_id']}")
-    elif means.secret and means.reference is None and means.build is None:
+    if means.secret and means.reference is None and (known is None or not seen.is_unlike_others):
         _ask(client.url, seen, trust_new=means.trust_new)
     if means.remember:
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -196,7 +198,7 @@ def _short(value: str | None) -> str:
 
 
 def _ask(url: str, seen: Identity, *, trust_new: bool) -> None:
-    """A genuine machine that nobody has seen before: anybody can rent one."""
+    """A genuine machine that nobody has seen before, or that looks like many: anybody can rent one."""
     click.echo(f"{WARNING} {url} is a genuine machine, but nothing tells yet that it is yours:")
     for line in seen.lines():
         click.echo(f"    {line}")
@@ -204,8 +206,8 @@ def _ask(url: str, seen: Identity, *, trust_new: bool) -> None:
         return
     if not _on_a_terminal():
         raise click.UsageError(
-            "whose machine is it? Give --snapshot (cosmian_vm snapshot takes one) or --reference, or, in a script that "
-            "knows what it does, --trust-new; nothing was sent"
+            "whose machine is it? Give --snapshot (cosmian_vm snapshot takes one) or, in a script that knows what it "
+            "does, --trust-new; nothing was sent"
         )
     if not click.confirm("Is it yours, and shall it be remembered?", default=False, err=True):
         raise NotTrustedError("nothing was sent")

@@ -55,7 +55,7 @@ def command() -> None:
 @click.option(
     "--trust-new",
     is_flag=True,
-    help="Take a genuine machine that is not remembered for yours, without asking: for scripts.",
+    help="Take a genuine machine that nothing tells to be yours for yours, without asking: for scripts.",
 )
 @click.pass_context
 @order_options
