@@ -22,6 +22,7 @@ from cosmian_vm.devkit.tpm_authority import TpmAuthority
 from cosmian_vm.endorsements.intel_collateral import parse_collateral
 from cosmian_vm.evidence.azure import HclReport
 from cosmian_vm.evidence.bundle import Activation, EndorsementKey, Evidence, PlatformAk
+from cosmian_vm.evidence.snp import parse_report
 from cosmian_vm.evidence.tpm import ObjectAttributes, name
 from cosmian_vm.evidence.tpm_certify import TpmCertifyInfo, parse_certify, serialise_certify
 from cosmian_vm.reference.snapshot import Anchor
@@ -232,6 +233,33 @@ def test_svsm_report_of_another_vendor(machine: Machine, judge: Judge, ek: SoftT
     raw[0x2A0] ^= 1
     forged = replace(evidence, svsm=replace(evidence.svsm, report=bytes(raw)))
     assert "tpm.ak" in replace(judge, snapshot=None).failed(forged)
+
+
+@pytest.mark.parametrize("lie", ["another chip", "the chip before its update", "that it is up to date"])
+def test_svsm_report_by_a_key_that_leaked(
+    machine: Machine, judge: Judge, ek: SoftTpm, vendor: AmdVendor, lie: str
+) -> None:
+    """Firmware with known holes gives its keys away, and they are genuine: whoever has one writes what he likes into an
+    SVSM's report. The guest's own is of a chip with firmware as it should be.
+    """
+    old_tcb = {"bl": 1, "tee": 0, "snp": 2, "ucode": 3}
+    leaked = vendor.new_chip(chip_id=None if lie == "another chip" else vendor.chip_id, tcb=old_tcb)
+    with_svsm(machine, ek)
+    evidence = activated(machine, ek, machine.evidence(NONCE))
+    assert evidence.svsm is not None
+    own = parse_report(evidence.svsm.report)
+    copied = ["report_data", "measurement", "report_id", "policy", "host_data", "vmpl"]
+    if lie == "that it is up to date":
+        copied += ["reported_tcb", "current_tcb", "committed_tcb", "launch_tcb"]
+    report = leaked.sign_report(**{name: getattr(own, name) for name in copied})
+    forged = replace(
+        evidence,
+        svsm=replace(evidence.svsm, report=report),
+        endorsements=(leaked.certificates[0], *evidence.endorsements),
+    )
+    strict = replace(judge, snapshot=None).with_policy(minimum_tcb={"Milan": {"snp": 20}})
+    assert strict.failed(evidence) == set()
+    assert "tpm.ak" in strict.failed(forged)
 
 
 # Certificates

@@ -2,8 +2,8 @@
 that was attested, and no other, carries the order.
 
 1. genuine and bound to this very connection: the appraisal, with snapshot or reference values where they are given
-2. the one that is meant: the snapshot's, or what is remembered of this URL, or, for secrets, the user's word. An image's
-   reference values are not enough for a secret: anybody can boot it, or have a TPM of his own say that he did
+2. the one that is meant: the snapshot's, or what is remembered of this URL, or, for secrets, the user's word. Reference
+   values are not enough for a secret: anybody can boot the image, or have a TPM of his own say that he did
 3. ours: the owner's key is among its owners; a machine that nobody owns is claimed
 """
 
