@@ -20,13 +20,24 @@ from cosmian_vm.devkit.paravisor import SimulatedHcl, SimulatedSvsm, runtime_jso
 from cosmian_vm.devkit.soft_tpm import SoftTpm
 from cosmian_vm.devkit.tpm_authority import TpmAuthority
 from cosmian_vm.endorsements.intel_collateral import parse_collateral
+from cosmian_vm.errors import EvidenceFormatError
 from cosmian_vm.evidence.azure import HclReport
 from cosmian_vm.evidence.bundle import Activation, EndorsementKey, Evidence, PlatformAk
 from cosmian_vm.evidence.snp import parse_report
-from cosmian_vm.evidence.tpm import ObjectAttributes, name
+from cosmian_vm.evidence.tpm import (
+    Alg,
+    ObjectAttributes,
+    RsaParameters,
+    Scheme,
+    Symmetric,
+    TpmPublic,
+    name,
+    serialise_public,
+)
 from cosmian_vm.evidence.tpm_certify import TpmCertifyInfo, parse_certify, serialise_certify
 from cosmian_vm.reference.snapshot import Anchor
 from cosmian_vm.verifier._tpm_certificates import TpmRoots
+from cosmian_vm.verifier.credential import make_credential
 from cosmian_vm.verifier.result import Check, Status
 
 from .conftest import NONCE, NOW, Judge
@@ -391,3 +402,16 @@ def test_a_certificate_under_no_authority(machine: Machine, judge: Judge) -> Non
     evidence = certified(machine, machine.evidence(NONCE), forger)
     assert anchor_of(ak_check(rooted(judge), evidence)) == "operator"
     assert leaf.public_bytes(Encoding.DER) in forger.chain
+
+
+@pytest.mark.parametrize("modulus", [1 << 2047, (1 << 2047) | 2], ids=["a power of 2", "even"])
+def test_an_ek_that_nothing_can_be_encrypted_to(modulus: int) -> None:
+    """The machine chooses it: it is no key, and no end of the program that verifies."""
+    ek = TpmPublic(
+        Alg.SHA256,
+        ObjectAttributes(0x300B2),
+        b"",
+        RsaParameters(Symmetric(Alg.AES, 128, 0x43), Scheme(), 2048, 0, modulus.to_bytes(256)),
+    )
+    with pytest.raises(EvidenceFormatError, match="no usable public key"):
+        make_credential(serialise_public(ek), b"\x00\x0b" + bytes(32), bytes(32), seed=bytes(64))

@@ -107,7 +107,7 @@ def parse_policy(raw: bytes, what: str) -> PolicyFile:
         policy = _policy(told)
     except msgspec.ValidationError as exc:
         raise InputError(f"{what}: {_plain(exc)}") from exc
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise InputError(f"{what}: is not TOML: {_plain(exc)}") from exc
     except ValueError as exc:
         raise InputError(f"{what}: {exc}") from exc
