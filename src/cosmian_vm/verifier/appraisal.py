@@ -300,6 +300,7 @@ _OF_THE_TPM = {
     "anchor": "tpm.ak",
     "boot_pcrs": "tpm.boot_pcrs",
     "filehashes": "ima.files",
+    "ima_policy": "ima.policy",
 }
 _OF_SNP = {
     "vmpl": "tee.measurement",
@@ -316,11 +317,14 @@ def _complete(check: Check, reference: Snapshot | None) -> Check:
     """A snapshot of ours that lacks a value was cut: what compares with that value fails, it is not left out."""
     if reference is None or reference.version < 2 or check.status is Status.FAIL:
         return check
-    expected = {} if reference.without_tpm or reference.sgx is not None else dict(_OF_THE_TPM)
+    expected = {"owners": "vm.owner"}
+    expected |= {} if reference.without_tpm or reference.sgx is not None else _OF_THE_TPM
     expected |= _OF_SNP if reference.sev is not None else _OF_TDX if reference.tdx is not None else _OF_SGX
-    for name, check_id in expected.items():
-        if check_id == check.id and getattr(reference, name) is None:
-            return fail(check.id, f"The snapshot has no {name}, it was cut: take a new one", check.details)
+    cut = [name for name, check_id in expected.items() if check_id == check.id and getattr(reference, name) is None]
+    if check.id == "tee.measurement" and check.status is not Status.SKIP:
+        cut += reference.tee_policy.absent
+    if cut:
+        return fail(check.id, f"The snapshot has no {cut[0]}, it was cut: take a new one", check.details)
     return check
 
 
