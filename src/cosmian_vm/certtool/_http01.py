@@ -1,8 +1,8 @@
 """The web server of HTTP-01 (RFC 8555, section 8.3): it answers the pending challenges, from memory, and nothing else.
 
 No file is ever opened for a request. A request is one line and some headers, 8 KiB at most, within five seconds; what
-is not exactly ``GET /.well-known/acme-challenge/TOKEN`` of a pending challenge gets 404. Where all places are taken, the
-oldest connection gives its own up: hundreds that stay silent do not keep the CA out.
+is not exactly ``GET /.well-known/acme-challenge/TOKEN`` of a pending challenge gets 404. Where all places are taken,
+the oldest connection gives its own up: hundreds that stay silent do not keep the CA out.
 """
 
 from __future__ import annotations
