@@ -67,7 +67,8 @@ def test_every_value(vendor: AmdVendor, judge: Judge, kind: TeeKind) -> None:
     evidence = machine.evidence(NONCE, trusted=True)
     assert knowing.failed(evidence) == set()
     assert knowing.snapshot is not None
-    passed, refused = set(), set()
+    passed: set[str] = set()
+    refused: set[str] = set()
     for path, cut in _without_one(json.loads(serialise(knowing.snapshot))):
         try:
             snapshot = parse(json.dumps(cut).encode(), "snapshot")
