@@ -22,6 +22,7 @@ from cosmian_vm.devkit.machine import Machine
 from cosmian_vm.evidence.snp import parse_report
 from cosmian_vm.evidence.tpm import name as tpm_name
 from cosmian_vm.owner_proof import PROOF_HEADER, order_message, parse_proof
+from cosmian_vm.reference import snapshot as snapshots
 
 Run = Callable[..., Any]
 SECRET = b'{"password": "hunter2"}'
@@ -532,3 +533,7 @@ def test_a_td_without_tpm_is_asked_about_each_time(init: Run, agent: Any, machin
     ran = init(*given)
     assert (ran.status, len(sent(agent))) == (2, 1), ran
     assert "--trust-new" in ran.err
+    taken = tmp_path / "td.snapshot"  # tells no more: the file system of such a machine is measured by nothing
+    taken.write_bytes(snapshots.serialise(machine.snapshot()))
+    ran = init("--snapshot", taken, *given[1:])
+    assert (ran.status, len(sent(agent))) == (2, 1), ran

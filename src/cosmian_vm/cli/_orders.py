@@ -179,7 +179,8 @@ def recognise(client: AgentClient, examined: Examined, means: Means, folder: Pat
             )
         if changed:
             click.echo(f"{WARNING} Launched anew since it was remembered: {changed['report_id']}")
-    if means.secret and means.reference is None and (known is None or not seen.is_unlike_others):
+    named = known is not None or means.reference is not None
+    if means.secret and not (named and seen.is_unlike_others):
         _ask(client.url, seen, trust_new=means.trust_new)
     if means.remember:
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
@@ -205,9 +206,11 @@ def _ask(url: str, seen: Identity, *, trust_new: bool) -> None:
     if trust_new:
         return
     if not _on_a_terminal():
+        remedy = "Give --snapshot (cosmian_vm snapshot takes one) or,"
+        if not seen.is_unlike_others:
+            remedy = "Without a TPM nothing tells it from others of its kind:"
         raise click.UsageError(
-            "whose machine is it? Give --snapshot (cosmian_vm snapshot takes one) or, in a script that knows what it "
-            "does, --trust-new; nothing was sent"
+            f"whose machine is it? {remedy} in a script that knows what it does, --trust-new; nothing was sent"
         )
     if not click.confirm("Is it yours, and shall it be remembered?", default=False, err=True):
         raise NotTrustedError("nothing was sent")
