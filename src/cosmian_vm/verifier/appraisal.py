@@ -65,6 +65,7 @@ _HOLD_FOR_REBOOT = (
 )
 """What must hold before a reboot can be a mere warning."""
 
+_NOT_MADE = "This check was not made: nothing was given to make it of (an application's address: --application)"
 _REBOOT_CHECKS = ("tee.instance", "tpm.clock")
 
 
@@ -135,8 +136,7 @@ def appraise(
     if policy.allow_reboot and not _reboot_is_excusable(checks, reference):
         checks = _without_excuse(checks, evidence, against, replace(lower, allow_reboot=False), anchored)
     checks = [_as_strict(check, policy) for check in checks]
-    required = required_checks(reference, policy, build)
-    verdict = Verdict(_in_order(with_required(checks, required)))
+    verdict = _verdict(checks, required_checks(reference, policy, build))
     anchor = None if evidence.tpm is None or anchored.problem else anchored.anchor
     return Appraisal(verdict, ima.state if verdict.trusted else None, anchor)
 
@@ -384,6 +384,11 @@ def _reboot_is_excusable(checks: Sequence[Check], reference: Snapshot | None) ->
     holds = {c.id for c in checks if c.status in (Status.OK, Status.WARNING)}
     fails = {c.id for c in checks if c.status in (Status.FAIL, Status.SKIP)}
     return all(check_id in holds and check_id not in fails for check_id in _HOLD_FOR_REBOOT)
+
+
+def _verdict(checks: list[Check], required: frozenset[str]) -> Verdict:
+    unmade = [skip(check_id, _NOT_MADE) for check_id in required.difference(check.id for check in checks)]
+    return Verdict(_in_order(with_required([*checks, *unmade], required)))
 
 
 def _in_order(checks: Sequence[Check]) -> tuple[Check, ...]:
