@@ -11,7 +11,8 @@ extension            its value (bare, or in one more OCTET STRING)
 ===================  =====================================================================================
 
 The hash of a key is SHA-256 of the uncompressed point (65 bytes), which is what we write, or of the whole
-SubjectPublicKeyInfo, which others write. Behind it stand 32 bytes of extra data, zeros where there is none.
+SubjectPublicKeyInfo, which others write. Behind it stand 32 bytes of extra data, zeros where there is none. Zeros are
+what tells such evidence from an agent's: there a client chooses the first 32 bytes (evidence.binding).
 
 Sources: 1.3.x certificates; TCG DICE Attestation Architecture 1.1, "Tagged evidence" (the OID); Interoperable RA-TLS
 of the CCC Attestation SIG (the CBOR form).
@@ -43,10 +44,12 @@ __all__ = [
     "EXTRA_DATA_SIZE",
     "MAX_DAYS",
     "OIDS",
+    "UNEXPECTED_EXTRA_DATA",
     "Embedded",
     "binding_problem",
     "embedded",
     "make_certificate",
+    "may_be_an_agents",
     "readings",
     "report_data_for",
 ]
@@ -62,7 +65,21 @@ OIDS: Final = {
 DICE_OID: Final = "2.23.133.5.4.9"
 """The extension that holds evidence of any kind."""
 EXTRA_DATA_SIZE: Final = 32
+_HASH_LIKE: Final = 16
+"""An agent's hash never ends in so many zero bytes, however a client chooses the nonce that went into it."""
+UNEXPECTED_EXTRA_DATA: Final = (
+    "The evidence carries extra data that nobody expects: it may be an agent's answer to somebody who gave it the hash "
+    "of a key of his own for a nonce"
+)
 MAX_DAYS: Final = 36500
+
+
+def may_be_an_agents(extra_data: bytes) -> bool:
+    """Whether the 32 bytes behind a key's hash could be what stands in an agent's evidence behind a client's nonce: a
+    hash. A short text, zeros behind it, could not.
+    """
+    return any(extra_data[-_HASH_LIKE:])
+
 
 _OID_OF = {kind: oid for oid, kind in OIDS.items()}
 _HASHES = {1: "sha256", 7: "sha384", 8: "sha512"}  # IANA, Named Information Hash Algorithm Registry

@@ -20,12 +20,24 @@ from cosmian_vm.devkit.paravisor import SimulatedHcl, SimulatedSvsm, runtime_jso
 from cosmian_vm.devkit.soft_tpm import SoftTpm
 from cosmian_vm.devkit.tpm_authority import TpmAuthority
 from cosmian_vm.endorsements.intel_collateral import parse_collateral
+from cosmian_vm.errors import EvidenceFormatError
 from cosmian_vm.evidence.azure import HclReport
 from cosmian_vm.evidence.bundle import Activation, EndorsementKey, Evidence, PlatformAk
-from cosmian_vm.evidence.tpm import ObjectAttributes, name
+from cosmian_vm.evidence.snp import parse_report
+from cosmian_vm.evidence.tpm import (
+    Alg,
+    ObjectAttributes,
+    RsaParameters,
+    Scheme,
+    Symmetric,
+    TpmPublic,
+    name,
+    serialise_public,
+)
 from cosmian_vm.evidence.tpm_certify import TpmCertifyInfo, parse_certify, serialise_certify
 from cosmian_vm.reference.snapshot import Anchor
 from cosmian_vm.verifier._tpm_certificates import TpmRoots
+from cosmian_vm.verifier.credential import make_credential
 from cosmian_vm.verifier.result import Check, Status
 
 from .conftest import NONCE, NOW, Judge
@@ -234,6 +246,33 @@ def test_svsm_report_of_another_vendor(machine: Machine, judge: Judge, ek: SoftT
     assert "tpm.ak" in replace(judge, snapshot=None).failed(forged)
 
 
+@pytest.mark.parametrize("lie", ["another chip", "the chip before its update", "that it is up to date"])
+def test_svsm_report_by_a_key_that_leaked(
+    machine: Machine, judge: Judge, ek: SoftTpm, vendor: AmdVendor, lie: str
+) -> None:
+    """Firmware with known holes gives its keys away, and they are genuine: whoever has one writes what he likes into an
+    SVSM's report. The guest's own is of a chip with firmware as it should be.
+    """
+    old_tcb = {"bl": 1, "tee": 0, "snp": 2, "ucode": 3}
+    leaked = vendor.new_chip(chip_id=None if lie == "another chip" else vendor.chip_id, tcb=old_tcb)
+    with_svsm(machine, ek)
+    evidence = activated(machine, ek, machine.evidence(NONCE))
+    assert evidence.svsm is not None
+    own = parse_report(evidence.svsm.report)
+    copied = ["report_data", "measurement", "report_id", "policy", "host_data", "vmpl"]
+    if lie == "that it is up to date":
+        copied += ["reported_tcb", "current_tcb", "committed_tcb", "launch_tcb"]
+    report = leaked.sign_report(**{name: getattr(own, name) for name in copied})
+    forged = replace(
+        evidence,
+        svsm=replace(evidence.svsm, report=report),
+        endorsements=(leaked.certificates[0], *evidence.endorsements),
+    )
+    strict = replace(judge, snapshot=None).with_policy(minimum_tcb={"Milan": {"snp": 20}})
+    assert strict.failed(evidence) == set()
+    assert "tpm.ak" in strict.failed(forged)
+
+
 # Certificates
 
 
@@ -363,3 +402,16 @@ def test_a_certificate_under_no_authority(machine: Machine, judge: Judge) -> Non
     evidence = certified(machine, machine.evidence(NONCE), forger)
     assert anchor_of(ak_check(rooted(judge), evidence)) == "operator"
     assert leaf.public_bytes(Encoding.DER) in forger.chain
+
+
+@pytest.mark.parametrize("modulus", [1 << 2047, (1 << 2047) | 2], ids=["a power of 2", "even"])
+def test_an_ek_that_nothing_can_be_encrypted_to(modulus: int) -> None:
+    """The machine chooses it: it is no key, and no end of the program that verifies."""
+    ek = TpmPublic(
+        Alg.SHA256,
+        ObjectAttributes(0x300B2),
+        b"",
+        RsaParameters(Symmetric(Alg.AES, 128, 0x43), Scheme(), 2048, 0, modulus.to_bytes(256)),
+    )
+    with pytest.raises(EvidenceFormatError, match="no usable public key"):
+        make_credential(serialise_public(ek), b"\x00\x0b" + bytes(32), bytes(32), seed=bytes(64))

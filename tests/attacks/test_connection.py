@@ -194,3 +194,12 @@ def test_counts_of_a_1_3_snapshot_are_compared(machine: Machine, judge: Judge) -
     other = msgspec.structs.replace(_as_1_3(judge.snapshot), tpm_policy=TpmPolicy(reset_count=99, restart_count=0))
     told = replace(judge, snapshot=other).with_policy(api=1)
     assert told.failed(machine.evidence(NONCE, api=1), machine.vendor.endorsements()) == {"tpm.clock"}
+
+
+def test_a_required_check_that_nobody_made(machine: Machine, judge: Judge) -> None:
+    """The policy wants the application looked at; a verification that was not told where it is proves nothing of it."""
+    evidence = machine.evidence(NONCE, trusted=True)
+    assert judge.failed(evidence) == set()
+    verdict = judge.with_policy(required=frozenset({"tls.application"})).verdict(evidence)
+    assert not verdict.trusted
+    assert [check.id for check in verdict.skipped_required] == ["tls.application"]

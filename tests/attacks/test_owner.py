@@ -839,3 +839,20 @@ def test_an_order_over_a_connection_that_was_lost_is_not_given_twice(live: tuple
         pytest.raises(TransportError),
     ):
         other.app_restart()
+
+
+def test_strangers_claims_use_up_no_nonces(talk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of used nonces is the owner's: a stranger who goes on claiming an owned machine fills nothing
+    up, and stands in no queue that an owner waits in.
+    """
+    monkeypatch.setattr("cosmian_vm.agent.nonces._MAX_USED", 8)
+
+    async def scene(agent: Agent) -> None:
+        assert (await agent.claim(MINE))[0] == 200
+        told = await asyncio.gather(*(agent.claim(THEIRS) for _ in range(12)))
+        assert {status for status, _ in told} == {409}
+        proof = await agent.proof("POST", "/app/restart", b"", MINE)
+        assert (await agent("POST", "/app/restart", b"", proof))[0] == 200
+        assert (await agent.claim(MINE))[0] == 200
+
+    talk(scene)

@@ -244,3 +244,14 @@ def test_the_report_parses_as_what_the_attacks_believe(machine: Machine) -> None
     evidence = machine.evidence(NONCE)
     assert evidence.tee is not None
     assert parse_report(evidence.tee).report_data[:32] == NONCE
+
+
+def test_the_minimum_of_one_product_is_not_evaded_on_another(keys: VendorKeys, judge: Judge) -> None:
+    """The operator's old firmware, on a processor that the policy does not speak of."""
+    genoa = AmdVendor.create(Product.GENOA, keys=keys, tcb={"bl": 1, "snp": 1}, now=NOW - timedelta(days=30))
+    machine = Machine.create(genoa, now=NOW - timedelta(days=1))
+    first = replace(judge, roots=machine.roots, snapshot=None)
+    assert first.failed(machine.evidence(NONCE)) == set()
+    assert first.with_policy(minimum_tcb={"Milan": {"snp": 20}}).failed(machine.evidence(NONCE)) == {"tee.tcb"}
+    both = {"Milan": {"snp": 20}, "Genoa": {"snp": 1}}
+    assert first.with_policy(minimum_tcb=both).failed(machine.evidence(NONCE)) == set()

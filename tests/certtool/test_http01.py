@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 from hypothesis import given
@@ -98,6 +98,17 @@ def test_silent_clients_do_not_keep_it_from_ending(monkeypatch: pytest.MonkeyPat
     for link in silent:
         link.close()
     assert set(threading.enumerate()) <= before
+
+
+def test_silent_clients_do_not_keep_the_ca_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many they are; what they hold is taken from them at once and not when their time is over."""
+    monkeypatch.setattr(_http01, "_CONNECTIONS", 4)
+    monkeypatch.setattr(_http01, "_SECONDS", 3600.0)
+    with ChallengeServer("127.0.0.1", 0) as server, ExitStack() as held:
+        server.answer(TOKEN, b"proof")
+        for _ in range(20):
+            held.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        assert ask(server, f"GET {PATH}{TOKEN} HTTP/1.1\r\n\r\n".encode()).endswith(b"proof")
 
 
 def test_it_is_stopped_whatever_happens() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +22,7 @@ from cosmian_vm.devkit.machine import Machine
 from cosmian_vm.evidence.snp import parse_report
 from cosmian_vm.evidence.tpm import name as tpm_name
 from cosmian_vm.owner_proof import PROOF_HEADER, order_message, parse_proof
+from cosmian_vm.reference import snapshot as snapshots
 
 Run = Callable[..., Any]
 SECRET = b'{"password": "hunter2"}'
@@ -475,3 +477,63 @@ def test_status_and_logs(run: Run, agent: Any, root: Path) -> None:
     assert agent.calls[-1].query == "lines=2"
     for number in ("0", "1001", "x"):
         assert run(*call, "logs", "--lines", number).status == 2
+
+
+# What cannot tell one genuine machine from another is no reason to send a secret unasked.
+
+
+def test_reference_values_tell_no_machine_from_another(
+    init: Run, agent: Any, machine: Machine, vendor: Any, tmp_path: Path
+) -> None:
+    """Somebody's own machine, that booted the same image (or has a TPM of his own that says so)."""
+    from cosmian_vm.reference import build_reference
+
+    built = tmp_path / "built.reference.json"
+    built.write_bytes(build_reference.serialise(machine.build_reference()))
+    agent.machine = Machine.create(vendor, instance=b"somebody's own")
+    agent.use(agent.machine.tls)
+    ran = init("--reference", built)
+    assert (ran.status, sent(agent)) == (2, [])
+    assert "--trust-new" in ran.err
+    assert init("--reference", built, "--trust-new").status == 0
+    assert init("--reference", built).status == 0  # remembered
+
+
+def test_a_reboot_excuses_nothing_where_no_tpm_tells_machines_apart(init: Run, agent: Any, vendor: Any) -> None:
+    agent.machine.tpm = agent.machine.ima = None
+    assert init("--without-tpm", "--trust-new").status == 0
+    owners = agent.machine.owners
+    agent.machine = Machine.create(vendor, instance=b"somebody's own")
+    agent.machine.owners = owners
+    agent.machine.tpm = agent.machine.ima = None
+    agent.use(agent.machine.tls)
+    ran = init("--without-tpm", "--allow-reboot")
+    assert (ran.status, len(sent(agent))) == (1, 1)
+    assert "if it was stopped" not in ran.err
+
+
+def test_a_td_without_tpm_is_asked_about_each_time(init: Run, agent: Any, machine: Machine, tmp_path: Path) -> None:
+    """Intel's quotes tell no TD from another of the same firmware."""
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    from cosmian_vm.devkit.intel import IntelVendor
+    from cosmian_vm.devkit.intel_tee import SimulatedTd
+
+    intel = replace(IntelVendor.create(), issued=datetime.now(UTC))
+    root, collateral = tmp_path / "intel.pem", tmp_path / "collateral.json"
+    root.write_bytes(intel.root.public_bytes(Encoding.PEM))
+    collateral.write_bytes(intel.collateral("TDX"))
+    td = SimulatedTd(vendor=intel)
+    td.fields["td_attributes"] = bytes(8)
+    machine.device = td
+    machine.tpm = machine.ima = None
+    given = ("--without-tpm", "--trust-root", root, "--endorsements", collateral, "--offline")
+    assert init(*given).status == 2
+    assert init(*given, "--trust-new").status == 0
+    ran = init(*given)
+    assert (ran.status, len(sent(agent))) == (2, 1), ran
+    assert "--trust-new" in ran.err
+    taken = tmp_path / "td.snapshot"  # tells no more: the file system of such a machine is measured by nothing
+    taken.write_bytes(snapshots.serialise(machine.snapshot()))
+    ran = init("--snapshot", taken, *given[1:])
+    assert (ran.status, len(sent(agent))) == (2, 1), ran

@@ -116,6 +116,25 @@ def test_import_never_loses_a_key_in_silence(run: Run, folder: Path, tmp_path: P
     assert now.fingerprint == other.fingerprint
 
 
+def test_import_does_not_replace_a_key_that_was_made_meanwhile(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an order in another window, which has claimed a machine with it."""
+    other = owner_key.create(tmp_path / "other")
+    store, made = owner_key.store, []
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(owner_key, "store", store)
+        made.append(owner_key.create(folder))
+        store(*arguments, **options)
+
+    monkeypatch.setattr(owner_key, "store", interrupted)
+    assert run("owner", "import", other.path).status == 2
+    present = owner_key.load(folder)
+    assert present is not None
+    assert present.fingerprint == made[0].fingerprint
+
+
 @pytest.mark.parametrize("content", [b"", b"-----BEGIN PRIVATE KEY-----\n", b"\xff" * 100])
 def test_what_is_no_key(run: Run, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -184,6 +185,60 @@ def test_the_proxy_of_the_environment(
     with FakeVendors(intel=intel, tls=contexts[0]) as service:
         url = service.url.replace("127.0.0.1", "localhost") + "/IntelSGXRootCA.der"
         assert Fetcher(tls=contexts[1])(Request(url=url, most=10_000)).body
+
+
+def _relay(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while part := source.recv(65536):
+            sink.sendall(part)
+        sink.shutdown(socket.SHUT_WR)
+
+
+def test_through_a_proxy(
+    intel: IntelVendor, contexts: tuple[ssl.SSLContext, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_fetch, "is_loopback", lambda _host: False)
+    with socket.create_server(("127.0.0.1", 0)) as listening, FakeVendors(intel=intel, tls=contexts[0]) as service:
+
+        def proxy() -> None:
+            peer, _ = listening.accept()
+            with peer, socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as there:
+                peer.recv(4096)
+                peer.sendall(b"HTTP/1.1 200 Connection established\r\nVia: it\r\n\r\n")
+                back = threading.Thread(target=_relay, args=(there, peer))
+                back.start()
+                _relay(peer, there)
+                back.join()
+
+        thread = threading.Thread(target=proxy)
+        thread.start()
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        url = service.url.replace("127.0.0.1", "localhost") + "/IntelSGXRootCA.der"
+        assert Fetcher(tls=contexts[1])(Request(url=url, most=10_000)).body
+        thread.join()
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 ".ljust(60, b"x"), b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 8])
+def test_a_proxys_answer_without_end(monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
+    """No TLS protects it: whoever is on the way to the proxy may send a byte from time to time."""
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def proxy() -> None:
+            peer, _ = listening.accept()
+            with peer, suppress(OSError):
+                for octet in head:
+                    peer.sendall(bytes([octet]))
+                    if done.wait(0.1):
+                        return
+
+        thread = threading.Thread(target=proxy)
+        thread.start()
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        with pytest.raises(TransportError, match="took too long"):
+            Fetcher(Limits(connect=0.3, read=0.3, total=0.5))(Request(url="https://kds.example.com/crl", most=10))
+        done.set()
+        thread.join()
 
 
 def _answered(raw: bytes) -> Answer:

@@ -76,7 +76,7 @@ def test_sshd_is_asked_for_what_it_was_told(role: Path) -> None:
 def test_each_template_applies_it_with_the_administrators_key(cloud: str) -> None:
     text = (ROOT / "packer" / f"{cloud}.pkr.hcl").read_text()
     (arguments,) = re.findall(r"^    extra_arguments += (.*)$", text, re.MULTILINE)
-    wanted = f'cosmian_vm_cloud = "{cloud}", cosmian_vm_admin_key = var.admin_key'
+    wanted = f'cosmian_vm_cloud = "{cloud}", cosmian_vm_admin_key = var.admin_key, cosmian_vm_owners = var.owners'
     assert arguments == f'["--extra-vars", jsonencode({{ {wanted} }})]'
 
 

@@ -140,3 +140,9 @@ def test_mistakes_are_one_line_that_names_file_and_key(text: str, words: str) ->
     assert line.startswith("policy.toml: ")
     assert "\n" not in line
     assert words in line
+
+
+@pytest.mark.parametrize("text", ["roots = " + "[" * 9999 + "]" * 9999, "a = " + "{a = " * 9999 + "1" + "}" * 9999])
+def test_nested_without_end(text: str) -> None:
+    with pytest.raises(InputError, match=r"^p: is not TOML"):
+        parse_policy(text.encode(), "p")

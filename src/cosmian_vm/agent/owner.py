@@ -133,7 +133,6 @@ class Owners:
             how = _ANYONE_LINE if self._configured == "anyone" else "the owners are set in the agent's configuration"
             raise OrderError(f"this machine cannot be claimed: {how}", status=403)
         proof = self._verified(caller, method, (target,))
-        self._nonces.use(proof.nonce)
         who = fingerprint(proof.key)
 
         def change(owners: tuple[str, ...]) -> tuple[str, ...]:
@@ -141,6 +140,8 @@ class Owners:
                 raise OrderError(f"this machine is owned by {', '.join(owners)}", status=409)
             return owners or (who,)
 
+        change(self._stored or ())  # a stranger neither queues nor leaves a used nonce, of which there is a limit
+        self._nonces.use(proof.nonce)
         await self._change(change)
         return who
 

@@ -1,7 +1,8 @@
 """The web server of HTTP-01 (RFC 8555, section 8.3): it answers the pending challenges, from memory, and nothing else.
 
 No file is ever opened for a request. A request is one line and some headers, 8 KiB at most, within five seconds; what
-is not exactly ``GET /.well-known/acme-challenge/TOKEN`` of a pending challenge gets 404.
+is not exactly ``GET /.well-known/acme-challenge/TOKEN`` of a pending challenge gets 404. Where all places are taken,
+the oldest connection gives its own up: hundreds that stay silent do not keep the CA out.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ TOKEN = re.compile(r"[A-Za-z0-9_-]{22,512}")
 
 _MAX_REQUEST = 8 * 1024
 _SECONDS = 5.0
-_CONNECTIONS = 64
+_CONNECTIONS = 256
 _LOOK_SECONDS = 0.2
 _REQUEST_LINE = re.compile(rb"(GET|HEAD) (/[!-~]*) HTTP/1\.[01]\r?\n")
 
@@ -41,6 +42,8 @@ class ChallengeServer:
         self._address = address
         self.port = port
         self._answers: dict[str, bytes] = {}
+        self._open: dict[socket.socket, None] = {}  # oldest first
+        self._lock = threading.Lock()
         self._stop = threading.Event()
 
     def __enter__(self) -> Self:
@@ -60,6 +63,8 @@ class ChallengeServer:
         self._thread.join()
         self._listener.close()
         self._pool.shutdown(wait=True, cancel_futures=True)  # none lasts longer than five seconds
+        for unserved in self._open:
+            unserved.close()
 
     def answer(self, token: str, content: bytes) -> None:
         """Answer requests for ``token`` from now on. Raises ValueError for a token that is none."""
@@ -102,7 +107,19 @@ class ChallengeServer:
                 if self._stop.wait(_LOOK_SECONDS):  # out of file descriptors, say
                     return
                 continue
+            self._make_room()
+            with self._lock:
+                self._open[connection] = None
             self._pool.submit(self._serve, connection)
+
+    def _make_room(self) -> None:
+        with self._lock:
+            oldest = next(iter(self._open)) if len(self._open) >= _CONNECTIONS else None
+            if oldest is not None:
+                del self._open[oldest]
+        if oldest is not None:
+            with suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)  # whoever serves it finds it ended
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
@@ -110,6 +127,8 @@ class ChallengeServer:
             connection.settimeout(_SECONDS)
             connection.sendall(self._response(request))
             connection.shutdown(socket.SHUT_WR)
+        with self._lock:
+            self._open.pop(connection, None)
 
     def _read(self, connection: socket.socket) -> bytes:
         """Line and headers; cut where they are too long or take too long."""

@@ -64,7 +64,9 @@ Exit status: 0 trusted, 1 not trusted, 2 wrong usage or unreadable file.
 @click.option("--public-signer-key", metavar="PEM", help="Public key (RSA-3072) that must have signed the SGX enclave.")
 @click.option("--mrtd", metavar="HEX", help="MRTD that a TDX machine must have (48 bytes).")
 @click.option(
-    "--extra-data", metavar="FILE", help="What the evidence must carry behind the key's hash (at most 32 bytes)."
+    "--extra-data",
+    metavar="FILE",
+    help="What the evidence must carry behind the key's hash (at most 32 bytes) [default: nothing].",
 )
 @click.option(
     "--with",

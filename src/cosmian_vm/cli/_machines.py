@@ -46,6 +46,13 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     anchor: str | None = None
     since: str = ""
 
+    @property
+    def is_unlike_others(self) -> bool:
+        """Whether it tells this machine from any other genuine one. A TD without TPM shows nothing of its own; nor does
+        an enclave, but there the measurement is all of its software, which tells its owners the truth.
+        """
+        return self.report_id is not None or self.ak_name is not None or self.tee == TeeKind.SGX
+
     def lines(self) -> tuple[str, ...]:
         """For the eyes of whoever is to decide."""
         none = "none"

@@ -2,7 +2,8 @@
 that was attested, and no other, carries the order.
 
 1. genuine and bound to this very connection: the appraisal, with snapshot or reference values where they are given
-2. the one that is meant: those, or what is remembered of this URL, or, for secrets, the user's word
+2. the one that is meant: the snapshot's, or what is remembered of this URL, or, for secrets, the user's word. Reference
+   values are not enough for a secret: anybody can boot the image, or have a TPM of his own say that he did
 3. ours: the owner's key is among its owners; a machine that nobody owns is claimed
 """
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from cosmian_vm.reference.snapshot import Snapshot
     from cosmian_vm.verifier.policy import Policy
 
-__all__ = ["Means", "means_from", "own", "prove", "recognise"]
+__all__ = ["Means", "means_from", "own", "prove", "recognise", "remember"]
 
 _NOT_FOUND = 404
 _CONFLICT = 409
@@ -102,6 +103,7 @@ def prove(client: AgentClient, target: Target, means: Means) -> None:
     Raises NotTrustedError where one of them fails, TransportError where there is no evidence.
     """
     folder = config_folder()
+    client.hold(held=False)
     if means.no_verify:
         _take_its_word(client, target, folder)
         return
@@ -125,11 +127,13 @@ def prove(client: AgentClient, target: Target, means: Means) -> None:
     if not trusted:
         raise NotTrustedError("nothing was sent to a machine that is not trusted")
     client.pin(examined.evidence.tls.leaf)
+    client.hold(held=means.secret)  # the key may be the same on another connection, the machine behind it not
     if examined.evidence.api == 1:  # asked for with --api 1: an agent of 1.3 knows no owners and proves no identity
         client.owner = None
         return
-    recognise(client, examined, means, folder)
+    seen = recognise(client, examined, means, folder)
     own(client, examined.evidence.owners, folder)
+    remember(client, seen, means, folder)
 
 
 def _claimed_since(examined: Examined, means: Means, key: OwnerKey | None) -> bool:
@@ -158,30 +162,36 @@ def _judged_as_ours(client: AgentClient, examined: Examined, means: Means) -> Ex
     return Examined(examined.evidence, examined.nonce, outcome)
 
 
-def recognise(client: AgentClient, examined: Examined, means: Means, folder: Path) -> None:
-    """Step 2. Raises NotTrustedError, UsageError."""
+def recognise(client: AgentClient, examined: Examined, means: Means, folder: Path) -> Identity | None:
+    """Step 2; what is to be remembered from now on, None where that is known. Raises NotTrustedError, UsageError."""
     anchor = examined.outcome.anchor or "operator"
     seen = identity_of(examined.evidence, anchor)
-    machines = Machines(folder)
-    known = machines.known().get(client.url)
+    known = Machines(folder).known().get(client.url)
     if known is not None:
         changed = differences(known, seen)
-        if not changed and known.anchor == seen.anchor:
-            return
-        if changed and (set(changed) != {"report_id"} or not means.policy.allow_reboot):
+        if not changed and known.anchor == seen.anchor and seen.is_unlike_others:
+            return None
+        relaunched = set(changed) == {"report_id"} and known.ak_name is not None  # without a TPM that is any machine
+        if changed and not (relaunched and means.policy.allow_reboot):
             raise NotTrustedError(
                 f"{client.url}: this is not the machine that is remembered since {known.since or 'long'}: "
                 f"{'; '.join(changed.values())}; nothing was sent. If you know why: "
                 f"cosmian_vm known remove {client.url}"
-                + (", or --allow-reboot if it was stopped and started again" if set(changed) == {"report_id"} else "")
+                + (", or --allow-reboot if it was stopped and started again" if relaunched else "")
             )
         if changed:
             click.echo(f"{WARNING} Launched anew since it was remembered: {changed['report_id']}")
-    elif means.secret and means.reference is None and means.build is None:
+    named = known is not None or means.reference is not None
+    if means.secret and not (named and seen.is_unlike_others):
         _ask(client.url, seen, trust_new=means.trust_new)
-    if means.remember:
+    return seen
+
+
+def remember(client: AgentClient, seen: Identity | None, means: Means, folder: Path) -> None:
+    """What step 2 found, once the machine is ours. Raises InputError."""
+    if means.remember and seen is not None:
         now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        machines.remember(client.url, _since(seen, now))
+        Machines(folder).remember(client.url, _since(seen, now))
         click.echo(f"{OK} Remembered as {client.url}: {seen.short()}")
 
 
@@ -192,16 +202,18 @@ def _since(identity: Identity, moment: str) -> Identity:
 
 
 def _ask(url: str, seen: Identity, *, trust_new: bool) -> None:
-    """A genuine machine that nobody has seen before: anybody can rent one."""
+    """A genuine machine that nobody has seen before, or that looks like many: anybody can rent one."""
     click.echo(f"{WARNING} {url} is a genuine machine, but nothing tells yet that it is yours:")
     for line in seen.lines():
         click.echo(f"    {line}")
     if trust_new:
         return
     if not _on_a_terminal():
+        remedy = "Give --snapshot (cosmian_vm snapshot takes one) or,"
+        if not seen.is_unlike_others:
+            remedy = "Without a TPM nothing tells it from others of its kind:"
         raise click.UsageError(
-            "whose machine is it? Give --snapshot (cosmian_vm snapshot takes one) or --reference, or, in a script that "
-            "knows what it does, --trust-new; nothing was sent"
+            f"whose machine is it? {remedy} in a script that knows what it does, --trust-new; nothing was sent"
         )
     if not click.confirm("Is it yours, and shall it be remembered?", default=False, err=True):
         raise NotTrustedError("nothing was sent")

@@ -9,9 +9,11 @@ import click
 
 from cosmian_vm.cli._common import TRUSTED, read_file, target_of
 from cosmian_vm.cli._options import api_option, order_options
-from cosmian_vm.errors import RefusedError, TransportError
+from cosmian_vm.errors import ConnectionLostError, RefusedError, TransportError
 
 if TYPE_CHECKING:
+    from cosmian_vm.cli._common import Target
+    from cosmian_vm.cli._orders import Means
     from cosmian_vm.client import AgentClient
 
 __all__ = ["command"]
@@ -73,7 +75,7 @@ def command() -> None:
 @click.option(
     "--trust-new",
     is_flag=True,
-    help="Take a genuine machine that is not remembered for yours, without asking: for scripts.",
+    help="Take a genuine machine that nothing tells to be yours for yours, without asking: for scripts.",
 )
 @click.pass_context
 @order_options
@@ -83,7 +85,7 @@ def init(context: click.Context, *, conf: str, given: Mapping[str, Any]) -> int:
     The machine is verified first, and the file goes over the very TLS key that was attested. It replaces the one that
     was there.
     """
-    from cosmian_vm.cli._orders import means_from, prove
+    from cosmian_vm.cli._orders import means_from
     from cosmian_vm.cli.render import OK
     from cosmian_vm.wire import MAX_APP_CONFIGURATION
 
@@ -91,13 +93,10 @@ def init(context: click.Context, *, conf: str, given: Mapping[str, Any]) -> int:
     content = read_file(conf, MAX_APP_CONFIGURATION)
     means = means_from(given, secret=True, remember=True, quiet=False)
     with target.client() as client:
-        prove(client, target, means)
-        _warn_of_the_disk(client)
         try:
-            client.app_init(content)
-        except RefusedError as exc:
-            _show_last_words(client, exc)
-            raise
+            _send(client, target, means, content)
+        except ConnectionLostError:  # it was idle for too long, say while you were asked: verified again, then sent
+            _send(client, target, means._replace(quiet=True), content)
     click.echo(f"{OK} The application has its configuration ({len(content)} bytes) and was started")
     return TRUSTED
 
@@ -169,6 +168,19 @@ def logs(context: click.Context, *, lines: int, given: Mapping[str, Any]) -> int
     for line in told:
         click.echo(printable(line))
     return TRUSTED
+
+
+def _send(client: AgentClient, target: Target, means: Means, content: bytes) -> None:
+    """Over the connection that was verified, and no other."""
+    from cosmian_vm.cli._orders import prove
+
+    prove(client, target, means)
+    _warn_of_the_disk(client)
+    try:
+        client.app_init(content)
+    except RefusedError as exc:
+        _show_last_words(client, exc)
+        raise
 
 
 _PLAIN_DISK = (

@@ -169,7 +169,7 @@ def import_(*, file: str, replace: bool) -> int:
             f"{present.path}: you have the key {present.fingerprint} already; export it if you may need it, then add "
             "--replace"
         )
-    owner_key.store(folder, private, replace=True)
+    owner_key.store(folder, private, replace=replace)  # else one that was made meanwhile stays
     stored: OwnerKey | None = owner_key.load(folder)
     if stored is None or stored.fingerprint != wanted.fingerprint:
         raise InputError(f"{wanted.path}: the key did not stay there")

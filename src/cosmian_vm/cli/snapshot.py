@@ -120,12 +120,15 @@ def _made_ours(client: AgentClient, examined: Examined, policy: Policy, setup: S
     client.pin(examined.evidence.tls.leaf)
     if examined.evidence.api == 1:  # an agent of 1.3 knows no owners, and proves no identity
         return examined.evidence
-    from cosmian_vm.cli._orders import Means, own, recognise
+    from cosmian_vm.cli._orders import Means, own, recognise, remember
     from cosmian_vm.client.owner_key import config_folder
 
     folder = config_folder()
-    recognise(client, examined, Means(policy, setup, remember=True), folder)
-    return replace(examined.evidence, owners=own(client, examined.evidence.owners, folder))
+    means = Means(policy, setup, remember=True)
+    seen = recognise(client, examined, means, folder)
+    owners = own(client, examined.evidence.owners, folder)
+    remember(client, seen, means, folder)
+    return replace(examined.evidence, owners=owners)
 
 
 def _fetch(client: AgentClient, api: int) -> Snapshot:

@@ -119,9 +119,7 @@ class Fetcher:
         proxy = _proxy(host)
         if proxy is None:
             return http.client.HTTPSConnection(host, port or 443, timeout=timeout, context=tls)
-        connection = http.client.HTTPSConnection(*proxy, timeout=timeout, context=tls)
-        connection.set_tunnel(host, port or 443)
-        return connection
+        return _ThroughProxy(proxy, host, port or 443, tls, timeout=timeout, read=self._limits.read, end=end)
 
 
 def fetch(request: Request) -> Answer:
@@ -195,6 +193,45 @@ class _BoundedReads(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         self._bound()
         return self._sock.recv_into(buffer)
+
+
+class _ThroughProxy(http.client.HTTPSConnection):
+    """As http.client's tunnel, but what the proxy answers is bounded in time: between it and us there is no TLS, and
+    whoever sits there could have us wait for the end of its answer without end.
+    """
+
+    def __init__(
+        self,
+        proxy: tuple[str, int],
+        host: str,
+        port: int,
+        tls: ssl.SSLContext,
+        *,
+        timeout: float,
+        read: float,
+        end: float,
+    ) -> None:
+        super().__init__(host, port, timeout=timeout, context=tls)
+        self._proxy, self._tls, self._limit, self._read, self._end = proxy, tls, timeout, read, end
+
+    def connect(self) -> None:
+        """Raises OSError, http.client.HTTPException."""
+        import socket
+
+        target = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        plain = socket.create_connection(self._proxy, self._limit)
+        try:
+            bounded = cast("socket.socket", _BoundedSocket(plain, self._read, self._end))
+            bounded.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode("ascii"))
+            answer = http.client.HTTPResponse(bounded, method="CONNECT")
+            answer.begin()
+            if answer.status != http.client.OK:
+                raise OSError(f"the proxy answered {answer.status} {_printable(answer.reason)}")
+            plain.settimeout(max(min(self._limit, self._end - time.monotonic()), 0.001))
+            self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+        except BaseException:
+            plain.close()
+            raise
 
 
 def _read(answer: http.client.HTTPResponse, request: Request, host: str) -> Answer | float | None:

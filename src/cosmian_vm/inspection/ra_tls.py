@@ -23,7 +23,7 @@ from cosmian_vm.inspection.intel import KINDS as INTEL_KINDS
 from cosmian_vm.inspection.intel import SGX_QUOTE, TDX_QUOTE
 from cosmian_vm.inspection.model import JSON, Facts, Kind, Material, Roots
 from cosmian_vm.inspection.snp import KINDS as SNP_KINDS
-from cosmian_vm.ra_tls import binding_problem, readings
+from cosmian_vm.ra_tls import EXTRA_DATA_SIZE, UNEXPECTED_EXTRA_DATA, binding_problem, may_be_an_agents, readings
 from cosmian_vm.verifier.amd_chain import validity_problem
 from cosmian_vm.verifier.result import Check, fail, ok, skip
 
@@ -153,6 +153,8 @@ def _binding(item: _Embedded, certificate: x509.Certificate) -> Check:
     except EvidenceFormatError as exc:
         return fail(_REPORT_DATA, f"It cannot be told which key the evidence is for: {exc}")
     line, problem = binding_problem(report_data, item.claims, certificate)
+    if not problem and may_be_an_agents(report_data[EXTRA_DATA_SIZE:]):
+        problem = f"{UNEXPECTED_EXTRA_DATA} (cosmian_certtool ratls verify --extra-data compares them)"
     return fail(_REPORT_DATA, problem) if problem else ok(_REPORT_DATA, line)
 
 

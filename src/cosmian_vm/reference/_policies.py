@@ -191,6 +191,15 @@ class TeePolicy(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
         if sum(part is not UNSET for part in (self.sev, self.tdx, self.sgx)) != 1:
             raise ValueError("tee_policy must have exactly one of the keys Sev, Tdx and Sgx")
 
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Names of the values that are not there, but for report_data, which differs from report to report."""
+        parts: list[msgspec.Struct] = [self.sev] if self.sev is not UNSET else []
+        for policy in (self.tdx, self.sgx):
+            parts += [] if policy is UNSET else [policy.header, policy.body]
+        values = [item for part in parts for item in msgspec.structs.asdict(part).items()]
+        return tuple(name for name, value in values if value is None and name != "report_data")
+
 
 class TpmPolicy(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """TPMS_CLOCK_INFO counters at the time of the snapshot (TPM 2.0 Library, part 2, 10.11.1)."""

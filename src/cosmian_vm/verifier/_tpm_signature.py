@@ -50,6 +50,8 @@ def key_of(public: TpmPublic) -> SigningKey:
             if modulus.bit_length() != parameters.key_bits or parameters.key_bits < MIN_RSA_BITS:
                 problem = f"an RSA modulus of {modulus.bit_length()} bits, announced as {parameters.key_bits}"
                 raise EvidenceFormatError(_WHAT, f"{problem}; at least {MIN_RSA_BITS} are needed", field="unique")
+            if modulus % 2 == 0:
+                raise ValueError("its modulus is even")  # the library takes it, and fails when it is used
             return rsa.RSAPublicNumbers(parameters.exponent or 65537, modulus).public_key()
         if parameters.curve not in _CURVES:
             raise EvidenceFormatError(

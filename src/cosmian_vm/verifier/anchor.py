@@ -36,6 +36,20 @@ from cosmian_vm.verifier._tpm_signature import key_of, signature_problem
 __all__ = ["OPERATOR", "Anchored", "find_anchor", "rank", "svsm_problem"]
 
 _ORDER: tuple[Anchor, ...] = ("operator", "certificate", "svsm", "tee")
+_OF_ONE_GUEST = (
+    "report_id",
+    "measurement",
+    "policy",
+    "host_data",
+    "id_key_digest",
+    "author_key_digest",
+    "chip_id",
+    "launch_tcb",
+    "reported_tcb",
+)
+"""What two reports of one guest have in common. A key that leaked from old firmware may not vouch for the SVSM where
+the guest's own report is of a chip that is up to date.
+"""
 _EC_POINT_OR_MODULUS = "the key that the runtime data names"
 
 
@@ -129,8 +143,8 @@ def svsm_problem(told: SvsmReport, guest: SnpReport, asked: bytes) -> str:
         return f"the SVSM's report is from VMPL {report.vmpl}, not 0"
     if not 0 < guest.vmpl < 4:
         return f"the guest itself runs at VMPL {guest.vmpl}: there is no SVSM below it"
-    if (report.report_id, report.measurement) != (guest.report_id, guest.measurement):
-        return "the SVSM's report is of another guest"
+    if other := [field for field in _OF_ONE_GUEST if getattr(report, field) != getattr(guest, field)]:
+        return f"the SVSM's report is of another guest, or of another chip or firmware ({', '.join(other)})"
     if report.report_data != sha512(asked + told.manifest).digest():
         return "the SVSM's report is not bound to this request and its vTPM's manifest"
     return ""

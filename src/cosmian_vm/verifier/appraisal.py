@@ -40,9 +40,11 @@ from cosmian_vm.verifier.anchor import OPERATOR, Anchored, find_anchor
 from cosmian_vm.verifier.boot import appraise_boot
 from cosmian_vm.verifier.build import with_unpinned
 from cosmian_vm.verifier.ima import ImaSession, ImaState, appraise_ima
+from cosmian_vm.verifier.owner import check_owner
 from cosmian_vm.verifier.policy import Policy
-from cosmian_vm.verifier.result import CHECK_IDS, Check, Status, Verdict, fail, ok, skip, warning, with_required
+from cosmian_vm.verifier.result import CHECK_IDS, Check, Status, Verdict, fail, skip, with_required
 from cosmian_vm.verifier.tee import TeeFindings, appraise_tee
+from cosmian_vm.verifier.tls import check_tls
 from cosmian_vm.verifier.tpm import appraise_tpm, quoted_pcrs
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ _HOLD_FOR_REBOOT = (
 )
 """What must hold before a reboot can be a mere warning."""
 
+_NOT_MADE = "This check was not made: nothing was given to make it of (an application's address: --application)"
 _REBOOT_CHECKS = ("tee.instance", "tpm.clock")
 
 
@@ -132,14 +135,13 @@ def appraise(
         build=build,
     )
     checks += ima.checks
-    checks += _tls_checks(evidence)
-    checks.append(_owner(evidence, reference, policy))
+    checks += check_tls(evidence)
+    checks.append(check_owner(evidence, reference, policy))
     checks = _settled(checks, evidence, against, policy)
     if policy.allow_reboot and not _reboot_is_excusable(checks, reference):
         checks = _without_excuse(checks, evidence, against, replace(lower, allow_reboot=False), anchored)
     checks = [_as_strict(check, policy) for check in checks]
-    required = required_checks(reference, policy, build)
-    verdict = Verdict(_in_order(with_required(checks, required)))
+    verdict = _verdict(checks, required_checks(reference, policy, build))
     anchor = None if evidence.tpm is None or anchored.problem else anchored.anchor
     return Appraisal(verdict, ima.state if verdict.trusted else None, anchor)
 
@@ -232,72 +234,6 @@ def _boot_pcrs(evidence: Evidence) -> Mapping[int, bytes]:
     return quoted_pcrs(evidence.tpm).values
 
 
-def _tls_checks(evidence: Evidence) -> list[Check]:
-    """``tls.certificate`` and one ``tls.application`` for each application."""
-    tls = evidence.tls
-    if tls.trusted is None:
-        checks = [
-            warning(
-                "tls.certificate",
-                "The certificate's name and issuer were not checked (--allow-insecure-tls): that this is your machine "
-                "rests on the snapshot alone",
-            )
-        ]
-    elif tls.trusted:
-        checks = [ok("tls.certificate", "The certificate is valid for this name")]
-    else:
-        checks = [
-            fail(
-                "tls.certificate",
-                f"{tls.problem or 'the certificate is not trusted'}; if it is the agent's own self-signed one, add "
-                "--allow-insecure-tls",
-            )
-        ]
-    for peer in evidence.applications:
-        if peer.leaf is None:
-            checks.append(fail("tls.application", f"{peer.address}: no certificate to be had: {peer.problem}"))
-        elif peer.leaf != tls.leaf:
-            checks.append(
-                fail(
-                    "tls.application",
-                    f"{peer.address} serves another certificate than the verified agent: it may run on another machine",
-                )
-            )
-        else:
-            checks.append(ok("tls.application", f"{peer.address} serves the certificate of the verified agent"))
-    return checks
-
-
-def _owner(evidence: Evidence, reference: Snapshot | None, policy: Policy) -> Check:
-    """``vm.owner``."""
-    owners = tuple(sorted(evidence.owners))
-    named = ", ".join(owners) if owners else "nobody"
-    if owners == ("unknown",):
-        line = "The agent cannot read who owns the machine: its encrypted container is locked, or the file is broken"
-        return (
-            fail("vm.owner", line) if policy.owner is not None or reference is not None else warning("vm.owner", line)
-        )
-    told = "Version 1 of the protocol does not tell who owns the machine"
-    if evidence.api == 1 and (policy.owner is not None or (reference is not None and reference.owners)):
-        return fail(
-            "vm.owner", f"{told}, and an owner is expected: ask with version 2, or without --owner and snapshot"
-        )
-    if policy.owner is not None and policy.owner not in owners:
-        return fail("vm.owner", f"The machine is owned by {named}, not by {policy.owner}")
-    if reference is not None and reference.owners is not None and tuple(sorted(reference.owners)) != owners:
-        if not reference.owners and owners == (policy.owner,):
-            return ok("vm.owner", f"The machine is owned by {named}, who claimed it after the snapshot was taken")
-        then = ", ".join(sorted(reference.owners)) or "nobody (if that is you: --owner, or take a new snapshot)"
-        return fail("vm.owner", f"The machine is owned by {named}; when the snapshot was taken it was {then}")
-    if evidence.api == 1:
-        return skip("vm.owner", told)
-    if not owners:
-        return warning("vm.owner", "Nobody owns this machine: whoever is the first to give it an order will")
-    if "anyone" in owners:
-        return warning("vm.owner", 'Its agent takes orders from anyone (owners = "anyone" in agent.toml)')
-    return ok("vm.owner", f"The machine is owned by {named}")
-
-
 _UNKNOWN_TO_1_3 = ("tpm.ak", "tpm.boot_pcrs", "tpm.clock", "ima.policy", "vm.owner")
 """Checks that compare with values which a snapshot of 1.3.x has no place for. No other may be skipped for its age."""
 
@@ -308,6 +244,7 @@ _OF_THE_TPM = {
     "anchor": "tpm.ak",
     "boot_pcrs": "tpm.boot_pcrs",
     "filehashes": "ima.files",
+    "ima_policy": "ima.policy",
 }
 _OF_SNP = {
     "vmpl": "tee.measurement",
@@ -324,11 +261,14 @@ def _complete(check: Check, reference: Snapshot | None) -> Check:
     """A snapshot of ours that lacks a value was cut: what compares with that value fails, it is not left out."""
     if reference is None or reference.version < 2 or check.status is Status.FAIL:
         return check
-    expected = {} if reference.without_tpm or reference.sgx is not None else dict(_OF_THE_TPM)
+    expected = {"owners": "vm.owner"}
+    expected |= {} if reference.without_tpm or reference.sgx is not None else _OF_THE_TPM
     expected |= _OF_SNP if reference.sev is not None else _OF_TDX if reference.tdx is not None else _OF_SGX
-    for name, check_id in expected.items():
-        if check_id == check.id and getattr(reference, name) is None:
-            return fail(check.id, f"The snapshot has no {name}, it was cut: take a new one", check.details)
+    cut = [name for name, check_id in expected.items() if check_id == check.id and getattr(reference, name) is None]
+    if check.id == "tee.measurement" and check.status is not Status.SKIP:
+        cut += reference.tee_policy.absent
+    if cut:
+        return fail(check.id, f"The snapshot has no {cut[0]}, it was cut: take a new one", check.details)
     return check
 
 
@@ -388,6 +328,11 @@ def _reboot_is_excusable(checks: Sequence[Check], reference: Snapshot | None) ->
     holds = {c.id for c in checks if c.status in (Status.OK, Status.WARNING)}
     fails = {c.id for c in checks if c.status in (Status.FAIL, Status.SKIP)}
     return all(check_id in holds and check_id not in fails for check_id in _HOLD_FOR_REBOOT)
+
+
+def _verdict(checks: list[Check], required: frozenset[str]) -> Verdict:
+    unmade = [skip(check_id, _NOT_MADE) for check_id in required.difference(check.id for check in checks)]
+    return Verdict(_in_order(with_required([*checks, *unmade], required)))
 
 
 def _in_order(checks: Sequence[Check]) -> tuple[Check, ...]:

@@ -113,7 +113,7 @@ def parse_policy(raw: bytes, what: str) -> PolicyFile:
         policy = _policy(told)
     except msgspec.ValidationError as exc:
         raise InputError(f"{what}: {_told(_plain(exc))}") from exc
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise InputError(f"{what}: is not TOML: {_plain(exc)}") from exc
     except ValueError as exc:
         raise InputError(f"{what}: {exc}") from exc
@@ -243,7 +243,8 @@ def show_policy(file: PolicyFile) -> str:
         f"# Bits of PLATFORM_INFO that must be set, and clear: {', '.join(PLATFORM_INFO_BITS)}.",
         f"platform_info_set = {_listed(snp.platform_set)}",
         f"platform_info_clear = {_listed(snp.platform_clear)}",
-        "# Least security versions of the firmware, for each product: bl, tee, snp, ucode, and fmc on Turin.",
+        "# Least security versions of the firmware, for each product: bl, tee, snp, ucode, and fmc on Turin. Where any",
+        "# product has a table, one that has none is refused; an empty table accepts all of its versions.",
         *_minimum_tcb(policy),
         "",
         "[intel]",

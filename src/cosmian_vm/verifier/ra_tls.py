@@ -5,7 +5,8 @@
 3. ratls.platform         the evidence is of the kind of TEE that its extension is for
 4. tee.signature ...      the evidence is genuine: as in the appraisal of a machine, each check under its id there
 5. tee.report_data        the evidence names the certificate's key
-6. ratls.extra_data       the 32 bytes behind that are those expected
+6. ratls.extra_data       the 32 bytes behind that are those expected, short or zeros where nothing is: an agent gives
+                          anybody evidence whose first 32 bytes he chose, a hash of its own stands behind them
 7. tee.measurement        what runs there is what is pinned
 
 4 to 7 for each piece of evidence, where a certificate carries several: all of them must hold.
@@ -29,7 +30,7 @@ from cosmian_vm.evidence.intel_quote import Quote, parse_quote
 from cosmian_vm.evidence.sgx import EnclaveReport
 from cosmian_vm.evidence.snp import SnpEvidence, parse_evidence
 from cosmian_vm.evidence.tdx import TdReportBody
-from cosmian_vm.ra_tls import EXTRA_DATA_SIZE, Embedded, binding_problem
+from cosmian_vm.ra_tls import EXTRA_DATA_SIZE, UNEXPECTED_EXTRA_DATA, Embedded, binding_problem, may_be_an_agents
 from cosmian_vm.verifier.amd_chain import validity_problem
 from cosmian_vm.verifier.intel import verify_quote
 from cosmian_vm.verifier.policy import Policy
@@ -189,8 +190,11 @@ def _intel(quote: Quote, vouchers: Vouchers, now: datetime) -> tuple[list[Check]
 def _extra_data(found: bytes, pins: Pins) -> Check:
     name = "ratls.extra_data"
     if pins.extra_data is None:
-        if any(found):
+        if any(found) and not may_be_an_agents(found):
             return warning(name, f"Not pinned (--extra-data): the evidence carries the extra data {found.hex()}")
+        if any(found):
+            line = f"{UNEXPECTED_EXTRA_DATA}; if you know what it is: --extra-data"
+            return fail(name, line, [f"it is {found.hex()}"])
         return ok(name, "The evidence carries no extra data")
     if found != pins.extra_data.ljust(EXTRA_DATA_SIZE, b"\0"):
         return fail(name, f"The evidence carries other extra data: {found.hex()}")

@@ -195,6 +195,9 @@ def check_tcb(
         return fail("tee.tcb", f"{line} ({wrong[0]})", wrong[1:])
     raws = {"current": report.current_tcb, "committed": report.committed_tcb, "launch": report.launch_tcb}
     others = {which: decode_tcb(raw, layout) for which, raw in raws.items() if raw != reported.raw}
+    if policy.minimum_tcb and product not in policy.minimum_tcb:  # else older firmware would be had by another product
+        line = f"The policy has no minimum for {product}, but for {', '.join(sorted(policy.minimum_tcb))}"
+        return fail("tee.tcb", f"{line}: this is another machine, or add [amd.minimum_tcb.{product}]")
     minimum: Mapping[str, int] = policy.minimum_tcb.get(product, {})
     low = [
         f"{which} {name} {tcb.components.get(name, 'none')} is below {least}"

@@ -16,11 +16,12 @@ from cosmian_vm.evidence.snp import SnpEvidence, SnpReport, parse_evidence, pars
 from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.verifier._context import Against
 from cosmian_vm.verifier._report_data import check_report_data
+from cosmian_vm.verifier.amd_revocation import check_revocation
 from cosmian_vm.verifier.anchor import svsm_problem
 from cosmian_vm.verifier.build import with_launch
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import CHECK_IDS, Check, Status, fail, ok, warning
-from cosmian_vm.verifier.snp import appraise_snp, trace
+from cosmian_vm.verifier.snp import appraise_snp, check_tcb, trace
 
 if TYPE_CHECKING:
     from cosmian_vm.evidence.azure import HclReport
@@ -80,7 +81,7 @@ def _no_tee(problem: str) -> TeeFindings:
 
 def _snp(raw: bytes, evidence: Evidence, against: Against, policy: Policy) -> TeeFindings:
     snp = parse_evidence(raw)
-    svsm = _svsm(evidence, snp.report, against)
+    svsm = _svsm(evidence, snp.report, against, policy)
     if svsm == "" and policy.vmpl is None and against.reference is None:
         policy = replace(policy, vmpl=snp.report.vmpl)  # an SVSM has VMPL 0, so the guest cannot
     checks = appraise_snp(
@@ -97,20 +98,25 @@ def _snp(raw: bytes, evidence: Evidence, against: Against, policy: Policy) -> Te
     return TeeFindings(checks, svsm=svsm)
 
 
-def _svsm(evidence: Evidence, guest: SnpReport, against: Against) -> str | None:
+def _svsm(evidence: Evidence, guest: SnpReport, against: Against, policy: Policy) -> str | None:
+    """See TeeFindings.svsm."""
     told = evidence.svsm
     if told is None:
         return None
     problem = svsm_problem(told, guest, against.expected.report_data or b"")
     if problem:
         return problem
-    origin = trace(
-        SnpEvidence(report=parse_report(told.report)), against.endorsements, roots=against.roots, now=against.now
-    )
+    report = parse_report(told.report)
+    origin = trace(SnpEvidence(report=report), against.endorsements, roots=against.roots, now=against.now)
     if origin.chip is None or origin.signature is not None:
         return f"the SVSM's report is not genuine: {origin.signature or 'there is no certificate of the chip'}"
     chain = [*origin.chain, *([origin.chip_id] if origin.chip_id else [])]
-    return f"the chain of the SVSM's report does not hold: {chain[0]}" if chain or origin.link is None else ""
+    if chain or origin.link is None:
+        return f"the chain of the SVSM's report does not hold: {chain[0] if chain else 'there is none'}"
+    tcb = check_tcb(report, origin.chip, policy, against.reference)  # the key must be of the TCB that it vouches for
+    revocation = check_revocation(origin.link, origin.gathered.crls, against.now)
+    wrong = [check.line for check in (tcb, revocation) if check.status is Status.FAIL]
+    return f"the SVSM's report does not count: {wrong[0]}" if wrong else ""
 
 
 def _intel(raw: bytes, evidence: Evidence, against: Against, policy: Policy) -> TeeFindings:
