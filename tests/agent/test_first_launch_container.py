@@ -19,6 +19,8 @@ from cosmian_vm.agent.config import AgentConfig
 from cosmian_vm.agent.files import write_atomically
 from cosmian_vm.agent.first_launch import open_container, provision_tpm
 from cosmian_vm.agent.storage import Storage
+from cosmian_vm.attester.ima import KernelLogs
+from cosmian_vm.attester.platform import Platform
 from cosmian_vm.attester.tpm import EsapiTpm
 from cosmian_vm.devkit.swtpm import Swtpm
 from cosmian_vm.errors import AttesterError, InputError
@@ -258,3 +260,19 @@ def test_the_devices_are_looked_for_again_when_the_agent_starts_over(
     served.clear()
     main.run(encrypted, "first")  # type: ignore[arg-type] # never looked into
     assert served == ["first", "first", "first"]
+
+
+def test_a_first_launch_beside_the_agent_leaves_its_throw_away_key_alone(
+    encrypted: AgentConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The unit tries again and again while the container is locked; whoever talks to the agent must not see new keys."""
+    monkeypatch.setattr(first_launch, "open_container", lambda *_args, **_more: "sealed for another boot")
+    monkeypatch.setattr(first_launch, "provision_tpm", lambda *_args: None)
+    served = first_launch.prepare(
+        encrypted, Storage(encrypted, why="sealed"), preinit=True, hostname="vm", now=datetime.now(UTC)
+    )
+    before = served.certificate.read_bytes(), served.key.read_bytes()
+    platform = Platform(tee=None, tpm=None, logs=KernelLogs(Path("/nowhere")))
+    assert main._launch_only(encrypted, platform) == 1
+    assert (served.certificate.read_bytes(), served.key.read_bytes()) == before
+    assert "container locked: " in caplog.text

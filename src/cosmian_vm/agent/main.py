@@ -87,12 +87,19 @@ def _serve_once(
 
 def _launch(config: AgentConfig, platform: Platform, *, preinit: bool) -> tuple[Storage, TlsFiles]:
     """What ``first_launch`` says, in its order. Raises ConfigError."""
+    storage = _opened(config, platform, preinit=preinit)
+    return storage, _certificate(config, storage, preinit=preinit)
+
+
+def _opened(config: AgentConfig, platform: Platform, *, preinit: bool) -> Storage:
     why = first_launch.open_container(config, platform.tpm, preinit=preinit)
-    storage = Storage(config, why=why)
     if preinit:
         first_launch.provision_tpm(config, platform.tpm, why)
-    files = first_launch.prepare(config, storage, preinit=preinit, hostname=socket.gethostname(), now=datetime.now(UTC))
-    return storage, files
+    return Storage(config, why=why)
+
+
+def _certificate(config: AgentConfig, storage: Storage, *, preinit: bool) -> TlsFiles:
+    return first_launch.prepare(config, storage, preinit=preinit, hostname=socket.gethostname(), now=datetime.now(UTC))
 
 
 def _here(files: TlsFiles, listener: socket.socket, on_ready: Callable[[str, int], None] | None) -> _Serve:
@@ -186,8 +193,13 @@ def _arguments() -> argparse.Namespace:
 
 
 def _launch_only(config: AgentConfig, platform: Platform) -> int:
-    storage, _files = _launch(config, platform, preinit=True)
-    return 0 if storage.why is None and storage.locked() is None else 1
+    """Where the container stays locked, no certificate is made: the throw-away one is that of the agent that serves."""
+    storage = _opened(config, platform, preinit=True)
+    if (reason := storage.locked()) is not None:
+        LOGGER.error("container locked: %s", reason)
+        return 1
+    _certificate(config, storage, preinit=True)
+    return 0 if storage.why is None else 1
 
 
 def set_limits() -> None:
