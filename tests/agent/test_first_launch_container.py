@@ -265,7 +265,7 @@ def test_the_devices_are_looked_for_again_when_the_agent_starts_over(
 def test_a_first_launch_beside_the_agent_leaves_its_throw_away_key_alone(
     encrypted: AgentConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The unit tries again and again while the container is locked; whoever talks to the agent must not see new keys."""
+    """The unit tries again while the container is locked; whoever talks to the agent must not see new keys."""
     monkeypatch.setattr(first_launch, "open_container", lambda *_args, **_more: "sealed for another boot")
     monkeypatch.setattr(first_launch, "provision_tpm", lambda *_args: None)
     served = first_launch.prepare(
