@@ -208,7 +208,16 @@ def cosmian_fstool(options: _Options, *, size: str | None, password: str | None,
     return _OK
 
 
-@cosmian_fstool.command(name="open")
+@cosmian_fstool.command(
+    name="open",
+    epilog="""\b
+Examples:
+  At boot, and after `close`: the TPM opens it:
+    cosmian_fstool open
+  One on a second disk:
+    cosmian_fstool --location /mnt/disk2/box --mount /srv/secret open
+""",
+)
 @_common
 def open_(options: _Options) -> int:
     """Open the container with the TPM and mount it. Nothing happens where it is open."""
@@ -216,7 +225,13 @@ def open_(options: _Options) -> int:
     return _OK
 
 
-@cosmian_fstool.command()
+@cosmian_fstool.command(
+    epilog="""\b
+Examples:
+  Before the disk is copied or moved:
+    cosmian_fstool close
+"""
+)
 @_common
 def close(options: _Options) -> int:
     """Unmount and close the container. Stop what uses it first."""
@@ -224,7 +239,13 @@ def close(options: _Options) -> int:
     return _OK
 
 
-@cosmian_fstool.command()
+@cosmian_fstool.command(
+    epilog="""\b
+Examples:
+  Is it open, and what is it sealed to (exit status 1 where it is not open):
+    cosmian_fstool status
+"""
+)
 @_common
 def status(options: _Options) -> int:
     """Is it open, and if not, would the TPM open it, or why not? Exit status 0 if open, else 1."""
@@ -233,7 +254,15 @@ def status(options: _Options) -> int:
     return _OK if found.open else _FAILED
 
 
-@cosmian_fstool.command()
+@cosmian_fstool.command(
+    epilog="""\b
+Examples:
+  After an update of kernel or firmware, once the machine was verified:
+    cosmian_fstool reseal
+  While it is locked, with the password:
+    cosmian_fstool reseal --password
+"""
+)
 @_password_options
 @_common
 def reseal(options: _Options, *, password: str | None, password_fd: int | None) -> int:
@@ -248,7 +277,13 @@ def reseal(options: _Options, *, password: str | None, password_fd: int | None) 
     return _OK
 
 
-@cosmian_fstool.command()
+@cosmian_fstool.command(
+    epilog="""\b
+Examples:
+  Container, header and the TPM's record of it, for good:
+    cosmian_fstool remove
+"""
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_common
 def remove(options: _Options, *, yes: bool) -> int:
