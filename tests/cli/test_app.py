@@ -470,6 +470,12 @@ def test_status_and_logs(run: Run, agent: Any, root: Path) -> None:
     ran = run(*call, "status", "--trust-root", root)
     assert ran.status == 0, ran
     assert "[ OK ] app (supervisor): RUNNING" in ran.lines
+    told = msgspec.json.decode(agent.routes["GET", wire.APP](None)[1], type=wire.AppAnswer)
+    down = msgspec.structs.replace(told, running=False, state="FATAL")
+    agent.route("GET", wire.APP, 200, msgspec.json.encode(down))
+    ran = run(*call, "status", "--trust-root", root)
+    assert ran.status == 4, ran
+    assert "[ WARNING ] app (supervisor): FATAL" in ran.lines
     agent.route("GET", wire.APP_LOGS, 200, msgspec.json.encode(wire.AppLogsAnswer(lines=["one", "two"])))
     ran = run(*call, "logs", "--lines", "2", "--trust-root", root)
     assert ran.status == 0, ran

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cosmian_vm.client import AgentClient
 
 __all__ = [
+    "NOT_RUNNING",
     "NOT_TRUSTED",
     "NO_EVIDENCE",
     "TRUSTED",
@@ -39,6 +40,8 @@ TRUSTED = 0
 NOT_TRUSTED = 1
 USAGE = 2
 NO_EVIDENCE = 3
+NOT_RUNNING = 4
+"""Of ``app status`` alone: the machine answered as it must, and its application is down."""
 
 MAX_FILE = 1 << 30
 """Largest file that is read, in bytes."""

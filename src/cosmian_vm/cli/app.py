@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cosmian_vm.cli._common import TRUSTED, read_file, target_of
+from cosmian_vm.cli._common import NOT_RUNNING, TRUSTED, read_file, target_of
 from cosmian_vm.cli._options import api_option, order_options
 from cosmian_vm.errors import ConnectionLostError, RefusedError, TransportError
 
@@ -47,8 +47,13 @@ Examples:
 """
 
 _STATUS_EPILOG = """\b
-Example:
+Examples:
   cosmian_vm --url https://vm.example.com:5355 app status
+  In a script:
+    cosmian_vm --url https://vm.example.com:5355 app status >/dev/null || echo "status $?"
+\b
+Exit status: 0 it runs, 4 it does not, 1 the machine is not trusted, 2 wrong usage, 3 no evidence
+to be had, or the agent refused.
 """
 
 _LOGS_EPILOG = """\b
@@ -141,7 +146,7 @@ def status(context: click.Context, *, given: Mapping[str, Any]) -> int:
     )
     if not told.encrypted:
         click.echo(f"{WARNING} {_PLAIN_DISK}")
-    return TRUSTED
+    return TRUSTED if told.running else NOT_RUNNING
 
 
 @command.command(epilog=_LOGS_EPILOG)

@@ -53,6 +53,7 @@ Exit status:
   1  not trusted
   2  wrong usage, or a file that cannot be read
   3  no evidence to be had: unreachable, timed out, refused
+  4  (app status) the application does not run
 """
 
 
