@@ -50,7 +50,6 @@ __all__ = [
     "embedded",
     "make_certificate",
     "may_be_an_agents",
-    "readings",
     "report_data_for",
 ]
 
@@ -197,14 +196,14 @@ def embedded(certificate: x509.Certificate) -> list[Embedded]:
 
 
 def _recognised(oid: str, value: bytes) -> Embedded:
-    for raw, claims in readings(value):
+    for raw, claims in _readings(value):
         kind = tee_kind(raw)
         if kind is not None:
             return Embedded(oid, raw, kind, claims)
     return Embedded(oid, value, None)
 
 
-def readings(value: bytes) -> Iterator[tuple[bytes, bytes | None]]:
+def _readings(value: bytes) -> Iterator[tuple[bytes, bytes | None]]:
     """What an extension's value may hold, and the claims beside it."""
     for raw in (value, _octets(value)):
         if raw:

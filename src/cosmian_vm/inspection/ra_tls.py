@@ -8,7 +8,6 @@ the extension of another platform is shown for what it is; whether that is accep
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
@@ -16,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 
 from cosmian_vm.endorsements.amd import UNUSABLE, load_certificate
 from cosmian_vm.errors import EndorsementError, EvidenceFormatError
+from cosmian_vm.evidence.bundle import TeeKind
 from cosmian_vm.evidence.intel_quote import parse_quote
 from cosmian_vm.evidence.snp import parse_evidence, split_objects
 from cosmian_vm.inspection.certificate import certificate_facts, named
@@ -23,14 +23,21 @@ from cosmian_vm.inspection.intel import KINDS as INTEL_KINDS
 from cosmian_vm.inspection.intel import SGX_QUOTE, TDX_QUOTE
 from cosmian_vm.inspection.model import JSON, Facts, Kind, Material, Roots
 from cosmian_vm.inspection.snp import KINDS as SNP_KINDS
-from cosmian_vm.ra_tls import EXTRA_DATA_SIZE, UNEXPECTED_EXTRA_DATA, binding_problem, may_be_an_agents, readings
+from cosmian_vm.ra_tls import (
+    EXTRA_DATA_SIZE,
+    UNEXPECTED_EXTRA_DATA,
+    Embedded,
+    binding_problem,
+    embedded,
+    may_be_an_agents,
+)
 from cosmian_vm.verifier.amd_chain import validity_problem
 from cosmian_vm.verifier.result import Check, fail, ok, skip
 
 __all__ = ["KINDS", "quotes_in"]
 
 _WHAT = "RA-TLS certificate"
-_OIDS = {
+_EXTENSIONS = {
     "1.2.840.113741.1337.6": "Intel quote (RA-TLS)",
     "1.2.840.113741.1337.7": "AMD SEV-SNP report (RA-TLS)",
     "1.2.840.113741.1337.8": "Intel TDX quote (RA-TLS)",
@@ -40,22 +47,12 @@ _REPORT_DATA = "tee.report_data"
 _KINDS = (*(kind for kind in INTEL_KINDS if kind.name in (SGX_QUOTE, TDX_QUOTE)), *SNP_KINDS)
 
 
-@dataclass(frozen=True, slots=True)
-class _Embedded:
-    """Evidence in a certificate. ``kind``: None where it is of none that is known. ``claims``: of DICE evidence."""
-
-    oid: str
-    raw: bytes
-    kind: Kind | None
-    claims: bytes | None = None
-
-
 def _matches(raw: bytes) -> bool:
     """One certificate, or PEM text that begins with one, that has an extension of RA-TLS."""
     if raw[:1] != b"\x30" and b"-----BEGIN CERTIFICATE" not in raw[:4096]:
         return False
     try:
-        return bool(_embedded(_certificate(raw)))
+        return bool(embedded(_certificate(raw)))
     except EvidenceFormatError:
         return False
 
@@ -70,46 +67,30 @@ def _certificate(raw: bytes) -> x509.Certificate:
         raise EvidenceFormatError(_WHAT, str(exc)) from exc
 
 
-def _embedded(certificate: x509.Certificate) -> list[_Embedded]:
-    """All evidence that a certificate carries. Raises EvidenceFormatError where its extensions cannot be read."""
-    try:
-        extensions = list(certificate.extensions)
-    except UNUSABLE as exc:
-        raise EvidenceFormatError(_WHAT, " ".join(str(exc).split())[:200]) from exc
-    found = []
-    for extension in extensions:
-        oid, value = extension.oid.dotted_string, extension.value
-        if oid in _OIDS and isinstance(value, x509.UnrecognizedExtension):
-            found.append(_recognised(oid, value.value))
-    return found
-
-
 def quotes_in(raw: bytes) -> tuple[bytes, ...]:
     """The TEE reports and quotes in a certificate (DER, PEM). Raises EvidenceFormatError where it cannot be read."""
-    return tuple(item.raw for item in _embedded(_certificate(raw)) if item.kind is not None)
+    return tuple(item.raw for item in embedded(_certificate(raw)) if _kind_of(item) is not None)
 
 
-def _recognised(oid: str, value: bytes) -> _Embedded:
-    for raw, claims in readings(value):
-        for kind in _KINDS:
-            if kind.matches(raw):
-                return _Embedded(oid, raw, kind, claims)
-    return _Embedded(oid, value, None)
+def _kind_of(item: Embedded) -> Kind | None:
+    """What to show it as; None where it is of no kind that is known."""
+    return None if item.kind is None else next((kind for kind in _KINDS if kind.matches(item.raw)), None)
 
 
 def _facts(raw: bytes, material: Material) -> Facts:
     certificate = _certificate(raw)
-    evidence: list[JSON] = [_evidence_facts(item, material) for item in _embedded(certificate)]
+    evidence: list[JSON] = [_evidence_facts(item, material) for item in embedded(certificate)]
     return {"bytes": len(raw), **certificate_facts(certificate), "evidence": evidence}
 
 
-def _evidence_facts(item: _Embedded, material: Material) -> Facts:
-    facts: Facts = {"oid": item.oid, "extension": _OIDS[item.oid], "kind": None, "bytes": len(item.raw)}
-    if item.kind is None:
+def _evidence_facts(item: Embedded, material: Material) -> Facts:
+    facts: Facts = {"oid": item.oid, "extension": _EXTENSIONS[item.oid], "kind": None, "bytes": len(item.raw)}
+    kind = _kind_of(item)
+    if kind is None:
         return facts
-    facts["kind"] = item.kind.name
+    facts["kind"] = kind.name
     try:
-        facts |= item.kind.facts(item.raw, material)
+        facts |= kind.facts(item.raw, material)
     except EvidenceFormatError as exc:
         facts["problem"] = str(exc)
     if item.claims is not None:
@@ -121,11 +102,12 @@ def _verify(raw: bytes, material: Material, at: datetime, roots: Roots) -> list[
     """The evidence as if it stood alone, the binding of the certificate's key, and the certificate itself."""
     certificate = _certificate(raw)
     checks: list[Check] = []
-    for item in _embedded(certificate):
-        if item.kind is None:
+    for item in embedded(certificate):
+        kind = _kind_of(item)
+        if kind is None:
             checks.append(fail("tee.signature", f"The extension {item.oid} holds no evidence of a kind that is known"))
             continue
-        checks += _evidence_checks(item.kind, item.raw, material, at, roots)
+        checks += _evidence_checks(kind, item.raw, material, at, roots)
         checks.append(_binding(item, certificate))
     problem = validity_problem(certificate, at)
     dates = ok("certificate.dates", "The certificate is valid at this time") if problem is None else None
@@ -140,13 +122,13 @@ def _evidence_checks(kind: Kind, raw: bytes, material: Material, at: datetime, r
         return [fail("tee.signature", f"The evidence cannot be read: {exc}")]
 
 
-def _report_data(item: _Embedded) -> bytes:
-    if item.kind in SNP_KINDS:
+def _report_data(item: Embedded) -> bytes:
+    if item.kind is TeeKind.SNP:
         return parse_evidence(item.raw).report.report_data
     return parse_quote(item.raw).body.report_data
 
 
-def _binding(item: _Embedded, certificate: x509.Certificate) -> Check:
+def _binding(item: Embedded, certificate: x509.Certificate) -> Check:
     """Whether the evidence names the certificate's key: SHA-256 in the first half of report_data."""
     try:
         report_data = _report_data(item)
