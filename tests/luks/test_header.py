@@ -161,6 +161,15 @@ def test_argon2id_and_newer_fields_are_read() -> None:
     value["segments"]["0"]["integrity"]["key_size"] = 32
     value["tokens"]["0"].update({"tpm2_pcrlock": False, "tpm2_srk": "AAAA"})
     assert parse_header(header_file(value)).keyslots[0].kdf == "argon2id"
+    del value["tokens"]["0"]["tpm2-pin"], value["tokens"]["0"]["tpm2_pcrlock"]  # as systemd 257 writes it
+    assert parse_header(header_file(value)).tokens[0].pcrs == (4, 7, 8, 9, 12, 14)
+
+
+@pytest.mark.parametrize("key", ["tpm2-pin", "tpm2_pcrlock"])
+def test_a_token_opened_in_another_way_is_refused(key: str) -> None:
+    value = document()
+    value["tokens"]["0"][key] = True
+    refused(header_file(value), rf"JSON\.tokens\.0\.{key}")
 
 
 @pytest.mark.parametrize(

@@ -43,18 +43,52 @@ def build(*command: str | Path) -> Path:
     return Path(done.stdout.strip().splitlines()[-1])
 
 
-def build_once(tmp_path_factory: pytest.TempPathFactory, *command: str | Path) -> Path:
-    """As ``build``, once for all processes of this test run; the others wait."""
-    name = sha256("\0".join(map(str, command)).encode()).hexdigest()[:16]
+def build_once(tmp_path_factory: pytest.TempPathFactory, name: str, *command: str | Path) -> Path:
+    """The image that ``command --output FILE`` builds, FILE being ``.cache/tests/NAME-KEY/NAME``.
+
+    Once for all processes of this test run, the others wait; and not at all where it is there from an earlier run that
+    had the very same sources and packages. What lies beside it is what the command wrote beside it.
+    """
     folder = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
         folder = folder.parent  # what the processes have in common
-    told = folder / f"built-{name}"
     with (folder / f"building-{name}").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not told.exists():
-            told.write_text(str(build(*command)))
-        return Path(told.read_text())
+        if (found := _kept(name)).exists():
+            return found
+        draft = found.parent.parent / f"draft-{name}"
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            draft.mkdir(parents=True)
+            build(*command, "--output", draft / name)
+            found = _kept(name)  # packages that were downloaded meanwhile are among what the key is made of
+            for old in found.parent.parent.glob(f"{name}-*"):
+                shutil.rmtree(old)
+            draft.rename(found.parent)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return found
+
+
+_SOURCES = ("src", "image", "script", "requirements", "tests/vm/second", "pyproject.toml")
+_PACKAGES = (".cache/image", ".cache/second")
+
+
+def _kept(name: str) -> Path:
+    """Where the image of this tree is kept: by the content of all that it is made of, each file's mode included, and
+    of downloaded packages, vendor and SSH key by size and time.
+    """
+    key = sha256(name.encode())
+    for path in sorted(path for source in _SOURCES for path in (ROOT / source, *(ROOT / source).rglob("*"))):
+        if path.is_file() and not any(part == "__pycache__" or part.endswith(".egg-info") for part in path.parts):
+            content = sha256(path.read_bytes()).hexdigest()
+            key.update(f"{path.relative_to(ROOT)}\0{path.stat().st_mode:o}\0{content}\n".encode())
+    for path in sorted(path for folder in _PACKAGES for path in (ROOT / folder).glob("*")):
+        if not path.name.startswith(("work.", "lock")):
+            status = path.stat()
+            size = status.st_size if path.is_file() else 0
+            key.update(f"{path.relative_to(ROOT)}\0{size}\0{status.st_mtime_ns}\n".encode())
+    return ROOT / ".cache" / "tests" / f"{name}-{key.hexdigest()[:32]}" / name
 
 
 class Machine:

@@ -256,9 +256,9 @@ def _tokens(top: Table, keyslots: set[int]) -> tuple[TpmToken, ...]:
         table.one_of("tpm2-pcr-bank", ("sha256",))
         table.one_of("tpm2-primary-alg", ("ecc", "rsa"))
         table.hexadecimal("tpm2-policy-hash", 32)
-        table.false("tpm2-pin")
-        if "tpm2_pcrlock" in table:
-            table.false("tpm2_pcrlock")
+        for other_way in ("tpm2-pin", "tpm2_pcrlock"):  # since version 255 only written where they are true
+            if other_way in table:
+                table.false(other_way)
         if "tpm2_srk" in table:
             table.base64("tpm2_srk", 1, 4096)
         table.end()  # tpm2_pubkey: another party's signature would open it, not ours
