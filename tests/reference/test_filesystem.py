@@ -358,7 +358,7 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize("size", [256 << 20, pytest.param(10 << 30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [256 << 20, pytest.param(5 << 30, marks=pytest.mark.slow)])
 def test_a_large_file_costs_no_memory(tmp_path: Path, size: int) -> None:
     with (tmp_path / "large").open("wb") as file:
         file.truncate(size)
