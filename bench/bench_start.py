@@ -37,7 +37,19 @@ PROGRAMS: Mapping[str, tuple[str, float | None]] = {
         "import cosmian_vm.reference.snapshot, cosmian_vm.verifier.policy; os._exit(0)",
         None,
     ),
-    "imports of cosmian_vm_agent": ("import os, cosmian_vm.agent.main; os._exit(0)", 11.5),  # it does not end by itself
+    # neither the agent nor its front ends by itself
+    "imports of cosmian_vm_agent --first-launch": ("import os, cosmian_vm.agent.main; os._exit(0)", None),
+    "imports of cosmian_vm_agent": (
+        "import os, cosmian_vm.agent.main; import cosmian_vm.agent.privileges, cosmian_vm.agent.serving, "
+        "cosmian_vm.agent.front_parent; os._exit(0)",
+        11.5,
+    ),
+    "imports of its front": ("import os, cosmian_vm.agent.front_process; os._exit(0)", None),
+    "with its TPM, a first launch": (
+        "import os, cosmian_vm.agent.main; from cosmian_vm.attester import _detect, tpm; "
+        "from cosmian_vm.luks import first; os._exit(0)",
+        None,
+    ),
 }
 """What is run, and the goal in times of the first."""
 
