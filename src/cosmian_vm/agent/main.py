@@ -15,7 +15,6 @@ from cosmian_vm.agent.config import CONFIG_VARIABLE, DEFAULT_CONFIG, PREINIT_VAR
 from cosmian_vm.agent.log import LOGGER, configure
 from cosmian_vm.attester.platform import Platform, detect
 from cosmian_vm.errors import CosmianVmError, InputError
-from cosmian_vm.evidence.bundle import TeeKind
 
 __all__ = ["main", "set_limits"]
 
@@ -40,6 +39,7 @@ def main(find_platform: Callable[[AgentConfig], Platform] = lambda config: detec
         # here, for a first launch alone, which every boot waits for, takes half the time without
         from cosmian_vm.agent.privileges import find_front_user
         from cosmian_vm.agent.serving import run
+        from cosmian_vm.evidence.bundle import TeeKind
 
         # An enclave is one process, whatever users its passwd file has.
         enclave = platform.tee is not None and platform.tee.kind is TeeKind.SGX
