@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import logging
 import os
 import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from cosmian_vm import __version__
 from cosmian_vm.agent import first_launch
@@ -35,12 +38,14 @@ def main(find_platform: Callable[[AgentConfig], Platform] = lambda config: detec
         preinit = os.environ.get(PREINIT_VARIABLE) != "0"
         platform = find_platform(config)
         if arguments.first_launch:
-            sys.exit(_launch_only(config, platform))
+            _end(_launch_only(config, platform))
         # here, for a first launch alone, which every boot waits for, takes half the time without
         from cosmian_vm.agent.privileges import find_front_user
         from cosmian_vm.agent.serving import run
         from cosmian_vm.evidence.bundle import TeeKind
 
+        gc.freeze()
+        gc.enable()
         # An enclave is one process, whatever users its passwd file has.
         enclave = platform.tee is not None and platform.tee.kind is TeeKind.SGX
         user = None if enclave else find_front_user()
@@ -83,6 +88,12 @@ def _launch_only(config: AgentConfig, platform: Platform) -> int:
         return 1
     first_launch.certify(config, storage, preinit=True)
     return 0 if storage.why is None else 1
+
+
+def _end(status: int) -> NoReturn:
+    """End without taking the modules apart one by one: a boot waits for it."""
+    logging.shutdown()
+    os._exit(status)
 
 
 def set_limits() -> None:
