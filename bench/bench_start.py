@@ -2,7 +2,7 @@
 
 Every round runs each program once, in turn, so that whatever else the machine does weighs on all alike; the ratio is
 the median over the rounds. Byte code is compiled beforehand into a folder of its own, as an installed package has it.
-Programs run as installed ones do: cosmian_vm collects no cycles and ends without taking its modules apart.
+Programs run as installed ones do: they collect no cycles, and end without taking their modules apart.
 What verify imports is all of it, of which the verifier itself is imported while the agent takes its quotes.
 """
 
@@ -37,7 +37,22 @@ PROGRAMS: Mapping[str, tuple[str, float | None]] = {
         "import cosmian_vm.reference.snapshot, cosmian_vm.verifier.policy; os._exit(0)",
         None,
     ),
-    "imports of cosmian_vm_agent": ("import os, cosmian_vm.agent.main; os._exit(0)", 11.5),  # it does not end by itself
+    # neither the agent nor its front ends by itself
+    "imports of cosmian_vm_agent --first-launch": (
+        "import gc; gc.disable(); import os, cosmian_vm.agent.main; os._exit(0)",
+        None,
+    ),
+    "imports of cosmian_vm_agent": (
+        "import gc; gc.disable(); import os, cosmian_vm.agent.main; import cosmian_vm.agent.privileges; "
+        "import cosmian_vm.agent.serving, cosmian_vm.agent.front_parent; os._exit(0)",
+        11.5,
+    ),
+    "imports of its front": ("import gc; gc.disable(); import os, cosmian_vm.agent.front_process; os._exit(0)", None),
+    "with its TPM, a first launch": (
+        "import gc; gc.disable(); import os, cosmian_vm.agent.main; from cosmian_vm.attester import _detect, tpm; "
+        "from cosmian_vm.luks import first; os._exit(0)",
+        None,
+    ),
 }
 """What is run, and the goal in times of the first."""
 

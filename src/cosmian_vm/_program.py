@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 import click
 
 from cosmian_vm.errors import CosmianVmError
 
-__all__ = ["INTERRUPTED", "USAGE", "run_program"]
+__all__ = ["INTERRUPTED", "USAGE", "end", "run_program"]
 
 USAGE = 2
 """Wrong usage, or a file that cannot be read."""
@@ -61,6 +63,14 @@ def run_program(
         click.echo(f"{name}: internal error, please report it: {problem} (python -X dev shows where)", err=True)
         return USAGE
     return status if isinstance(status, int) else 0
+
+
+def end(status: int) -> NoReturn:
+    """End this process without taking its modules apart one by one, which nobody would notice but for the time."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def _plain(error: Exception) -> str:

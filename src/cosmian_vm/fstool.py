@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from cosmian_vm import __version__
-from cosmian_vm._program import USAGE, run_program
+from cosmian_vm._program import USAGE, end, run_program
 from cosmian_vm.errors import CosmianVmError, InputError
 
 if TYPE_CHECKING:
@@ -310,12 +310,17 @@ def _status_of(error: CosmianVmError) -> int:
 
 
 def main() -> None:
-    """Entry point of the program: no core files, nothing readable by others."""
+    """Entry point of the program: no core files, nothing readable by others.
+
+    It lives for one answer, and a boot may wait for it: no cycles are collected, as in ``cli.main``.
+    """
+    import gc
     import resource
 
+    gc.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     os.umask(0o077)
-    sys.exit(run())
+    end(run())
 
 
 if __name__ == "__main__":

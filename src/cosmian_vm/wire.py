@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta
 
 from cosmian_vm.errors import EvidenceFormatError
-from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk, SvsmReport, TpmEvidence
+
+if TYPE_CHECKING:
+    from cosmian_vm.evidence.bundle import PlatformAk, SvsmReport, TpmEvidence
 
 __all__ = [
     "ACTIVATE",
@@ -301,6 +303,9 @@ def platform_ak_answer(told: PlatformAk) -> PlatformAkAnswer:
 
 def tpm_evidence(told: TpmAnswer) -> TpmEvidence:
     """A TPM's word, off the wire."""
+    # the client's alone: the agent's front, which imports this module, has no other use for it
+    from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk, TpmEvidence
+
     platform, key, ek = None, told.platform_ak, told.ek
     if key is not None:
         platform = PlatformAk(
@@ -324,6 +329,8 @@ def svsm_answer(told: SvsmReport | None) -> SvsmAnswer | None:
 
 def svsm_report(told: SvsmAnswer | None) -> SvsmReport | None:
     """An SVSM's word, off the wire."""
+    from cosmian_vm.evidence.bundle import SvsmReport
+
     return None if told is None else SvsmReport(report=told.report, manifest=told.manifest)
 
 

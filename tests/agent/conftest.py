@@ -259,7 +259,8 @@ def live(config: AgentConfig, platform: Platform) -> Iterator[Callable[..., Live
     import uvloop
 
     from cosmian_vm.agent import first_launch
-    from cosmian_vm.agent.server import listen, serve
+    from cosmian_vm.agent.listener import listen
+    from cosmian_vm.agent.server import serve
     from cosmian_vm.agent.storage import Storage
     from cosmian_vm.agent.tls import TlsIdentity
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cosmian_vm.agent import first_launch, main
+from cosmian_vm.agent import first_launch, main, serving
 from cosmian_vm.agent.config import AgentConfig
 from cosmian_vm.agent.files import write_atomically
 from cosmian_vm.agent.first_launch import open_container, provision_tpm
@@ -188,7 +188,7 @@ def test_the_agent_starts_over_when_the_container_is_opened(
     locked = iter(["why", "why", None])
     storage = Storage(encrypted)
     monkeypatch.setattr(storage, "locked", lambda: next(locked))
-    monkeypatch.setattr(main, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(serving, "_LOOK_SECONDS", 0.01)
 
     class Collector:
         closed = False
@@ -204,7 +204,7 @@ def test_the_agent_starts_over_when_the_container_is_opened(
             await stop.wait()
 
     collector = Collector()
-    assert asyncio.run(main._serve(collector, storage, serve_until)) is True  # type: ignore[arg-type]
+    assert asyncio.run(serving._serve(collector, storage, serve_until)) is True  # type: ignore[arg-type]
     assert collector.closed
 
 
@@ -225,7 +225,7 @@ def test_the_agent_does_not_start_over_when_it_is_told_to_end(
     async def serve_until(_orders: object, stop: asyncio.Event) -> None:
         stop.set()  # as the handler of SIGTERM does
 
-    assert asyncio.run(main._serve(Collector(), storage, serve_until)) is False  # type: ignore[arg-type]
+    assert asyncio.run(serving._serve(Collector(), storage, serve_until)) is False  # type: ignore[arg-type]
     assert threading.active_count() == before
 
 
@@ -253,12 +253,12 @@ def test_the_devices_are_looked_for_again_when_the_agent_starts_over(
         served.append(platform)
         return len(served) < 3
 
-    monkeypatch.setattr(main, "_serve_once", serve_once)
+    monkeypatch.setattr(serving, "_serve_once", serve_once)
     found: Any = iter(["second", "third"])
-    main.run(encrypted, "first", find_again=lambda: next(found))  # type: ignore[arg-type] # never looked into
+    serving.run(encrypted, "first", find_again=lambda: next(found))  # type: ignore[arg-type] # never looked into
     assert served == ["first", "second", "third"]
     served.clear()
-    main.run(encrypted, "first")  # type: ignore[arg-type] # never looked into
+    serving.run(encrypted, "first")  # type: ignore[arg-type] # never looked into
     assert served == ["first", "first", "first"]
 
 

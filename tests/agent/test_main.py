@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cosmian_vm.agent import main
+from cosmian_vm.agent import serving
 from cosmian_vm.agent.config import AgentConfig
 from cosmian_vm.attester.platform import Platform
 from cosmian_vm.client import AgentClient
@@ -34,7 +34,7 @@ from pathlib import Path
 
 from cosmian_vm.agent.config import AgentConfig, AppConfig, ServiceType
 from cosmian_vm.agent.log import configure
-from cosmian_vm.agent.main import run
+from cosmian_vm.agent.serving import run
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.machine import Machine
 
@@ -211,7 +211,7 @@ def test_without_the_extra_it_is_named(package: str) -> None:
 
 
 def test_what_is_missing_of_our_own_is_a_bug_and_shown_as_one() -> None:
-    status, text = run_code("sys.modules['cosmian_vm.agent.front'] = None", "--help")
+    status, text = run_code("sys.modules['cosmian_vm.agent.first_launch'] = None", "--help")
     assert status == 1
     assert "Traceback" in text
 
@@ -292,7 +292,7 @@ def test_an_agent_that_obeys_anyone_says_so_at_every_start(
     owners: Any,
     times: int,
 ) -> None:
-    monkeypatch.setattr(main, "_serve_once", lambda *_, **__: False)
+    monkeypatch.setattr(serving, "_serve_once", lambda *_, **__: False)
     with caplog.at_level("WARNING"):
-        main.run(replace(config, owners=owners), platform)
+        serving.run(replace(config, owners=owners), platform)
     assert caplog.text.count('owners = "anyone": every client') == times

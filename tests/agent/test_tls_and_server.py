@@ -22,7 +22,7 @@ import pytest
 from cosmian_vm import wire
 from cosmian_vm.agent import http_protocol
 from cosmian_vm.agent.config import AgentConfig
-from cosmian_vm.agent.server import listen
+from cosmian_vm.agent.listener import listen
 from cosmian_vm.agent.tls import TlsIdentity
 from cosmian_vm.attester.platform import Platform, TeeQuote
 from cosmian_vm.certificates import generate_key, leaf_der, self_signed, spki_sha256
@@ -407,7 +407,7 @@ def test_the_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"port {port}: the port is in use by another program"):
             listen("127.0.0.1", port)
-        monkeypatch.setattr("cosmian_vm.agent.server._LLMNR_PORT", port)
+        monkeypatch.setattr("cosmian_vm.agent.listener._LLMNR_PORT", port)
         with pytest.raises(ConfigError, match=r"systemd-resolved.*LLMNR=no"):
             listen("127.0.0.1", port)
 

@@ -49,7 +49,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from cosmian_vm.agent.config import AgentConfig, AppConfig, ServiceType
 from cosmian_vm.agent.log import configure
-from cosmian_vm.agent.main import run
+from cosmian_vm.agent.serving import run
 from cosmian_vm.agent.privileges import FrontUser
 from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.machine import Machine

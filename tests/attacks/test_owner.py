@@ -751,7 +751,8 @@ def live(simulated: Machine, config: AgentConfig) -> Iterator[tuple[str, int]]:
     import uvloop
 
     from cosmian_vm.agent import first_launch
-    from cosmian_vm.agent.server import listen, serve
+    from cosmian_vm.agent.listener import listen
+    from cosmian_vm.agent.server import serve
     from cosmian_vm.agent.storage import Storage
     from cosmian_vm.agent.tls import TlsIdentity
 

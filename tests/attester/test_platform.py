@@ -143,7 +143,7 @@ def test_configfs_goes_before_the_devices(
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/sev-guest").touch()
     (tmp_path / "sys/kernel/config/tsm/report").mkdir(parents=True)
-    monkeypatch.setattr(_detect, "provider", lambda _files: driver)
+    monkeypatch.setattr("cosmian_vm.attester._tsm.provider", lambda _files: driver)
     assert isinstance(detect(None, root=tmp_path).tee, device)
     assert ("this release does not know" in caplog.text) == (device is SnpIoctl)
 

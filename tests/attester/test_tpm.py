@@ -263,8 +263,10 @@ def test_no_such_device() -> None:
         EsapiTpm("nonsense:").ak_public()
 
 
+# With what is imported where a TPM is served; a first launch does without.
 _SERVE = """
 import sys
+import cosmian_vm.agent.devices
 from cosmian_vm.attester.tpm import EsapiTpm
 
 device = EsapiTpm(sys.argv[1])

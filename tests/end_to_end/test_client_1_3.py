@@ -18,7 +18,8 @@ from cosmian_vm.agent import first_launch
 from cosmian_vm.agent.collector import Collector
 from cosmian_vm.agent.config import AgentConfig, AppConfig, ServiceType
 from cosmian_vm.agent.front import create_app
-from cosmian_vm.agent.server import listen, serve
+from cosmian_vm.agent.listener import listen
+from cosmian_vm.agent.server import serve
 from cosmian_vm.agent.service_log import ServiceState
 from cosmian_vm.agent.storage import Storage
 from cosmian_vm.agent.tls import TlsIdentity

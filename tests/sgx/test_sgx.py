@@ -218,7 +218,7 @@ from dataclasses import replace
 from pathlib import Path
 from cosmian_vm.agent.config import load
 from cosmian_vm.agent.log import configure
-from cosmian_vm.agent.main import run
+from cosmian_vm.agent.serving import run
 from cosmian_vm.attester.platform import Platform, TeeQuote, detect
 from cosmian_vm.evidence.bundle import TeeKind
 

@@ -14,7 +14,8 @@ without a certificate is certified, not replaced. Nothing is made anew for a con
 from __future__ import annotations
 
 import errno
-from datetime import datetime
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,7 +30,7 @@ from cosmian_vm.errors import ConfigError, CosmianVmError, EndorsementError
 if TYPE_CHECKING:
     from cosmian_vm.luks.first import Machine
 
-__all__ = ["TlsFiles", "open_container", "prepare", "provision_tpm"]
+__all__ = ["TlsFiles", "certify", "open_container", "open_storage", "prepare", "provision_tpm"]
 
 _THROW_AWAY = "throw-away"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
@@ -40,6 +41,19 @@ class TlsFiles(NamedTuple):
 
     certificate: Path
     key: Path
+
+
+def open_storage(config: AgentConfig, tpm: TpmDevice | None, *, preinit: bool) -> Storage:
+    """Steps 1 and 2, and where the agent keeps its files from then on. ``preinit`` False: nothing is made."""
+    why = open_container(config, tpm, preinit=preinit)
+    if preinit:
+        provision_tpm(config, tpm, why)
+    return Storage(config, why=why)
+
+
+def certify(config: AgentConfig, storage: Storage, *, preinit: bool) -> TlsFiles:
+    """Step 3 for this machine, now. Raises ConfigError."""
+    return prepare(config, storage, preinit=preinit, hostname=os.uname().nodename, now=datetime.now(UTC))
 
 
 def open_container(

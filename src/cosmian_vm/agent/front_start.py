@@ -4,6 +4,7 @@
 modules, as the collector does. Nothing of it is a secret.
 """
 
+import gc
 import os
 import sys
 
@@ -14,8 +15,11 @@ def main() -> int:
     """Find the modules, then be the front. Its exit status."""
     control, listener, parent, path = sys.argv[1:]
     sys.path[:] = path.split(os.pathsep)
+    gc.disable()  # modules leave no cycles: to look for them while they are loaded takes its time
     from cosmian_vm.agent import front_process
 
+    gc.freeze()
+    gc.enable()
     return front_process.main(int(control), int(listener), int(parent))
 
 

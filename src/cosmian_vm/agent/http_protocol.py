@@ -9,10 +9,7 @@ import asyncio
 import ssl
 from typing import Any
 
-from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
-
+from cosmian_vm.agent._uvicorn import Config, HttpToolsProtocol, ServerState
 from cosmian_vm.agent.answers import Shares
 from cosmian_vm.agent.tls import Identity
 from cosmian_vm.errors import OrderError

@@ -1,144 +1,27 @@
-"""The program cosmian_vm_agent: configuration, first launch, and the server around it all."""
+"""The program cosmian_vm_agent: arguments, configuration, and then the first launch or the serving."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import gc
+import logging
 import os
 import resource
-import socket
 import sys
-from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import uvloop
+from typing import NoReturn
 
 from cosmian_vm import __version__
 from cosmian_vm.agent import first_launch
-from cosmian_vm.agent.collector import Collector
 from cosmian_vm.agent.config import CONFIG_VARIABLE, DEFAULT_CONFIG, PREINIT_VARIABLE, AgentConfig, load
-from cosmian_vm.agent.first_launch import TlsFiles
-from cosmian_vm.agent.front import create_app
-from cosmian_vm.agent.log import LOGGER, configure, describe
-from cosmian_vm.agent.orders import Orders
-from cosmian_vm.agent.server import listen, serve
-from cosmian_vm.agent.storage import Storage
-from cosmian_vm.agent.tls import TlsIdentity
+from cosmian_vm.agent.log import LOGGER, configure
 from cosmian_vm.attester.platform import Platform, detect
 from cosmian_vm.errors import CosmianVmError, InputError
-from cosmian_vm.evidence.bundle import TeeKind
 
-if TYPE_CHECKING:
-    from cosmian_vm.agent.privileges import FrontUser
-
-__all__ = ["main", "run", "set_limits"]
+__all__ = ["main", "set_limits"]
 
 _OPEN_FILES = 16384
-_LOOK_SECONDS = 2.0
-
-_Serve = Callable[[Orders, asyncio.Event], Coroutine[None, None, None]]
-
-
-def run(
-    config: AgentConfig,
-    platform: Platform,
-    *,
-    preinit: bool = True,
-    on_ready: Callable[[str, int], None] | None = None,
-    front: FrontUser | None = None,
-    find_again: Callable[[], Platform] | None = None,
-) -> None:
-    """Serve this machine until SIGTERM or SIGINT.
-
-    ``preinit``: open and make what the first launch makes (container, AK, certificate). ``on_ready`` is called with
-    address and port when connections are taken: with port 0 in ``config``, this is how the chosen one is known.
-    ``front``: whom the front is to run as, in a process of its own; None: front and collector are this one process.
-    ``find_again``: the devices, whenever the serving begins again: a TPM may have appeared since ``platform``.
-
-    Raises ConfigError where configuration, certificate or port cannot be used.
-    """
-    if config.owners == "anyone":
-        LOGGER.warning('owners = "anyone": every client that reaches this agent may give it orders')
-    while _serve_once(config, platform, preinit=preinit, on_ready=on_ready, front=front):
-        LOGGER.info("the encrypted container is open now: starting over with what is in it")
-        if find_again is not None:
-            platform = find_again()
-
-
-def _serve_once(
-    config: AgentConfig,
-    platform: Platform,
-    *,
-    preinit: bool,
-    on_ready: Callable[[str, int], None] | None,
-    front: FrontUser | None,
-) -> bool:
-    """Whether to begin again: the container was locked, and has been opened meanwhile."""
-    listener = listen(config.host, config.port)
-    try:
-        storage, files = _launch(config, platform, preinit=preinit)
-        serve_it = _with_front_apart(files, listener, front, on_ready) if front else _here(files, listener, on_ready)
-        return uvloop.run(_serve(Collector(config, platform, storage=storage), storage, serve_it))
-    finally:
-        listener.close()
-
-
-def _launch(config: AgentConfig, platform: Platform, *, preinit: bool) -> tuple[Storage, TlsFiles]:
-    """What ``first_launch`` says, in its order. Raises ConfigError."""
-    storage = _opened(config, platform, preinit=preinit)
-    return storage, _certificate(config, storage, preinit=preinit)
-
-
-def _opened(config: AgentConfig, platform: Platform, *, preinit: bool) -> Storage:
-    why = first_launch.open_container(config, platform.tpm, preinit=preinit)
-    if preinit:
-        first_launch.provision_tpm(config, platform.tpm, why)
-    return Storage(config, why=why)
-
-
-def _certificate(config: AgentConfig, storage: Storage, *, preinit: bool) -> TlsFiles:
-    return first_launch.prepare(config, storage, preinit=preinit, hostname=socket.gethostname(), now=datetime.now(UTC))
-
-
-def _here(files: TlsFiles, listener: socket.socket, on_ready: Callable[[str, int], None] | None) -> _Serve:
-    identity = TlsIdentity(files.certificate, files.key)
-    return lambda orders, stop: serve(create_app(orders), identity, listener, on_ready=on_ready, stop=stop)
-
-
-def _with_front_apart(
-    files: TlsFiles, listener: socket.socket, user: FrontUser, on_ready: Callable[[str, int], None] | None
-) -> _Serve:
-    from cosmian_vm.agent.front_parent import serve_apart  # not needed where there is one process
-    from cosmian_vm.agent.handover import MaterialFiles
-
-    material = MaterialFiles(files.certificate, files.key)
-    return lambda orders, stop: serve_apart(orders, material, listener, user, on_ready, stop=stop)
-
-
-async def _serve(collector: Collector, storage: Storage, serve_orders: _Serve) -> bool:
-    try:
-        await collector.version()
-    except CosmianVmError as exc:
-        LOGGER.error("the devices of this machine do not answer: %s", describe(exc))
-    opened, stop = asyncio.Event(), asyncio.Event()
-    watch = None if storage.locked() is None else asyncio.create_task(_until_open(storage, opened, stop))
-    try:
-        await serve_orders(collector, stop)
-    finally:
-        if watch is not None:
-            watch.cancel()
-        await collector.close()
-    return opened.is_set()
-
-
-async def _until_open(storage: Storage, opened: asyncio.Event, stop: asyncio.Event) -> None:
-    """End the serving when the container is open: by `cosmian_fstool`, or by the unit that tries at boot."""
-    while storage.locked() is not None:
-        await asyncio.sleep(_LOOK_SECONDS)
-    opened.set()
-    stop.set()
 
 
 def main(find_platform: Callable[[AgentConfig], Platform] = lambda config: detect(config.tpm_device)) -> None:
@@ -146,8 +29,6 @@ def main(find_platform: Callable[[AgentConfig], Platform] = lambda config: detec
 
     ``find_platform``: whose devices are served. Raises SystemExit.
     """
-    from cosmian_vm.agent.privileges import find_front_user
-
     arguments = _arguments()
     configure()
     os.umask(0o077)
@@ -157,7 +38,14 @@ def main(find_platform: Callable[[AgentConfig], Platform] = lambda config: detec
         preinit = os.environ.get(PREINIT_VARIABLE) != "0"
         platform = find_platform(config)
         if arguments.first_launch:
-            sys.exit(_launch_only(config, platform))
+            _end(_launch_only(config, platform))
+        # here, for a first launch alone, which every boot waits for, takes half the time without
+        from cosmian_vm.agent.privileges import find_front_user
+        from cosmian_vm.agent.serving import run
+        from cosmian_vm.evidence.bundle import TeeKind
+
+        gc.freeze()
+        gc.enable()
         # An enclave is one process, whatever users its passwd file has.
         enclave = platform.tee is not None and platform.tee.kind is TeeKind.SGX
         user = None if enclave else find_front_user()
@@ -194,12 +82,18 @@ def _arguments() -> argparse.Namespace:
 
 def _launch_only(config: AgentConfig, platform: Platform) -> int:
     """Where the container stays locked, no certificate is made: the throw-away one is that of the agent that serves."""
-    storage = _opened(config, platform, preinit=True)
+    storage = first_launch.open_storage(config, platform.tpm, preinit=True)
     if (reason := storage.locked()) is not None:
         LOGGER.error("container locked: %s", reason)
         return 1
-    _certificate(config, storage, preinit=True)
+    first_launch.certify(config, storage, preinit=True)
     return 0 if storage.why is None else 1
+
+
+def _end(status: int) -> NoReturn:
+    """End without taking the modules apart one by one: a boot waits for it."""
+    logging.shutdown()
+    os._exit(status)
 
 
 def set_limits() -> None:

@@ -1,59 +1,27 @@
-"""The listening side: socket, TLS, HTTP, and an end in good order."""
+"""The front's serving: TLS, HTTP, and an end in good order."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import uvicorn.lifespan.off  # noqa: F401 - uvicorn loads it by name, when the front may read no files any more
-from uvicorn.config import Config
-from uvicorn.server import Server
-
+from cosmian_vm.agent._uvicorn import Config, Server
 from cosmian_vm.agent.asgi import ASGIApp
 from cosmian_vm.agent.http_protocol import MAX_CONNECTIONS, _Protocol, make_protocol
+from cosmian_vm.agent.listener import BACKLOG
 from cosmian_vm.agent.log import LOGGER, describe
 from cosmian_vm.agent.tls import Identity
-from cosmian_vm.errors import ConfigError
 
-__all__ = ["listen", "serve"]
+__all__ = ["serve"]
 
-_BACKLOG = 1024
 _KEEP_ALIVE_SECONDS = 20
 _GOODBYE_SECONDS = 10
-_LLMNR_PORT = 5355
 _REFRESH_SECONDS = 1.0
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket. Raises ConfigError naming the cause where there can be none."""
-    place = f"host {host}, port {port}"
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (OSError, UnicodeError) as exc:
-        raise ConfigError(f"[agent] host: {host!r} is no address of this machine: {exc}") from exc
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as exc:
-        listener.close()
-        if exc.errno == errno.EADDRINUSE and port == _LLMNR_PORT:
-            raise ConfigError(
-                f"{place}: the port is in use, most likely by systemd-resolved, which answers LLMNR on it: set "
-                "LLMNR=no in /etc/systemd/resolved.conf and restart systemd-resolved, or set another [agent] port"
-            ) from exc
-        if exc.errno == errno.EADDRINUSE:
-            raise ConfigError(f"{place}: the port is in use by another program: set another [agent] port") from exc
-        raise ConfigError(f"{place}: cannot listen there: {exc.strerror or exc}") from exc
-    listener.setblocking(False)
-    return listener
 
 
 async def serve(
@@ -75,7 +43,7 @@ async def serve(
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        backlog=_BACKLOG,
+        backlog=BACKLOG,
         limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_GOODBYE_SECONDS,

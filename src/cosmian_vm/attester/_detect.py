@@ -1,7 +1,8 @@
 """Which devices this machine has (``platform.detect``).
 
 Everything that serving a call needs is imported here, at start: a program that is first loaded later would stand in
-the IMA list after the snapshot, and look like a stranger.
+the IMA list after the snapshot, and look like a stranger. What reads the hardware of other machines is not: each start
+of a machine, of which its boot waits for two, imports what its own hardware needs.
 """
 
 from __future__ import annotations
@@ -11,17 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cosmian_vm.attester._tsm import TSM_REPORT, TsmFiles, provider
-from cosmian_vm.attester.azure import HCL_AK_HANDLE, AzureTee, AzureTpm
+from cosmian_vm.attester._places import ATTESTATION, SEV_GUEST, SNP_DRIVER, TDX_DRIVER, TDX_GUEST, TSM_REPORT
 from cosmian_vm.attester.ima import CCEL, SECURITYFS, KernelLogs
-from cosmian_vm.attester.metadata import Metadata, MetadataService, find_cloud
 from cosmian_vm.attester.platform import Logs, Platform, TeeDevice
-from cosmian_vm.attester.sgx import ATTESTATION, SgxGramine
-from cosmian_vm.attester.snp import SEV_GUEST, SNP_DRIVER, SnpIoctl, SnpTsm
-from cosmian_vm.attester.tdx import TDX_DRIVER, TDX_GUEST, TdxIoctl, TdxTsm
 from cosmian_vm.errors import AttesterError, NotAvailableError
 
 if TYPE_CHECKING:
+    from cosmian_vm.attester.azure import AzureTee
+    from cosmian_vm.attester.metadata import Metadata
     from cosmian_vm.attester.tpm import EsapiTpm
 
 __all__ = ["find"]
@@ -35,11 +33,13 @@ _log = logging.getLogger(__name__)
 
 def find(tpm_device: str | None, root: Path, metadata: Metadata | None) -> Platform:
     """See ``platform.detect``."""
-    here, metadata = _under(root), metadata or MetadataService()
+    here = _under(root)
     logs = KernelLogs(here(SECURITYFS), here(CCEL))
     cloud = _cloud(here(_DMI), metadata)
     if here(ATTESTATION).is_dir():
         # An enclave: Gramine lends it no TPM and no IMA list, and nobody misses them.
+        from cosmian_vm.attester.sgx import SgxGramine
+
         return Platform(tee=SgxGramine(here(ATTESTATION)), tpm=None, logs=logs, cloud=cloud)
     tpm = None if tpm_device is None else _tpm(tpm_device)
     if tpm_device is None:
@@ -47,6 +47,8 @@ def find(tpm_device: str | None, root: Path, metadata: Metadata | None) -> Platf
     _look_at_ima(logs)
     azure = None if cloud != "Azure" else _azure(tpm_device, tpm, metadata)
     if azure is not None and tpm is not None:
+        from cosmian_vm.attester.azure import HCL_AK_HANDLE, AzureTpm
+
         hcl = _opened(f"device:{tpm_device}", ak_handle=HCL_AK_HANDLE, of_platform=True)
         return Platform(tee=azure, tpm=AzureTpm(hcl, tpm), tpm_v1=tpm, logs=logs, cloud=cloud)
     tee = _tee(here)
@@ -81,6 +83,8 @@ def _look_at_ima(logs: Logs) -> None:
 def _tee(here: Callable[[Path], Path]) -> TeeDevice | None:
     """The kernel's interfaces, the newer one first: ``/dev/sev-guest`` and ``/dev/tdx_guest`` are there beside it."""
     if here(TSM_REPORT).is_dir():
+        from cosmian_vm.attester._tsm import TsmFiles, provider
+
         files = TsmFiles(here(TSM_REPORT))
         try:
             driver = provider(files)
@@ -88,23 +92,35 @@ def _tee(here: Callable[[Path], Path]) -> TeeDevice | None:
             _log.info("%s", exc)
         else:
             if driver == SNP_DRIVER:
+                from cosmian_vm.attester.snp import SnpTsm
+
                 return SnpTsm(files)
             if driver == TDX_DRIVER:
+                from cosmian_vm.attester.tdx import TdxTsm
+
                 return TdxTsm(files)
             _log.warning("configfs-tsm is served by %r, which this release does not know", driver)
     if here(SEV_GUEST).exists():
+        from cosmian_vm.attester.snp import SnpIoctl
+
         return SnpIoctl(here(SEV_GUEST))
-    return TdxIoctl(here(TDX_GUEST)) if here(TDX_GUEST).exists() else None
+    if here(TDX_GUEST).exists():
+        from cosmian_vm.attester.tdx import TdxIoctl
+
+        return TdxIoctl(here(TDX_GUEST))
+    return None
 
 
-def _azure(tpm_device: str | None, tpm: EsapiTpm | None, metadata: Metadata) -> AzureTee | None:
+def _azure(tpm_device: str | None, tpm: EsapiTpm | None, metadata: Metadata | None) -> AzureTee | None:
     """None on those of Azure's machines that are no confidential ones, or not by way of a paravisor."""
     if tpm is None:
         if tpm_device is None:
             _log.error("on Azure the hardware's report is in the TPM: agent.toml needs tpm_device")
         return None
+    from cosmian_vm.attester.azure import AzureTee
+
     try:
-        return AzureTee(tpm, metadata)
+        return AzureTee(tpm, metadata or _metadata_service())
     except NotAvailableError as exc:
         _log.info("%s", exc)
     except AttesterError as exc:
@@ -136,7 +152,7 @@ def _opened(tcti: str, *, ak_handle: int | None = None, of_platform: bool = Fals
     return EsapiTpm(tcti, ak_handle=ak_handle or AK_HANDLE, of_platform=of_platform)
 
 
-def _cloud(dmi: Path, metadata: Metadata) -> str | None:
+def _cloud(dmi: Path, metadata: Metadata | None) -> str | None:
     """Whose machine this is: a hint for people, never trusted. By its DMI strings; the metadata service is asked where
     there are none, as in an enclave: of a machine whose maker is known and none of the three, nobody has to ask.
     """
@@ -148,7 +164,17 @@ def _cloud(dmi: Path, metadata: Metadata) -> str | None:
         return "GCP"
     if read("chassis_asset_tag") == _AZURE_ASSET_TAG:
         return "Azure"
-    return None if vendor else find_cloud(metadata, seconds=_METADATA_SECONDS)
+    if vendor:
+        return None
+    from cosmian_vm.attester.metadata import find_cloud
+
+    return find_cloud(metadata or _metadata_service(), seconds=_METADATA_SECONDS)
+
+
+def _metadata_service() -> Metadata:
+    from cosmian_vm.attester.metadata import MetadataService
+
+    return MetadataService()
 
 
 def _reader(folder: Path) -> Callable[[str], str]:

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cosmian_vm.attester._places import TSM_REPORT
 from cosmian_vm.errors import AttesterError
 
-__all__ = ["TSM_REPORT", "Blobs", "Tsm", "TsmEntries", "TsmFiles", "provider"]
-
-TSM_REPORT = Path("/sys/kernel/config/tsm/report")
+__all__ = ["Blobs", "Tsm", "TsmEntries", "TsmFiles", "provider"]
 
 _ATTEMPTS = 8
 _FIRST_PAUSE = 0.05

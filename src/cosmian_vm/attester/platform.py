@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk, SvsmReport, TeeKind
-
 if TYPE_CHECKING:
     from cosmian_vm.attester.metadata import Metadata
+    from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk, SvsmReport, TeeKind
 
 __all__ = ["FileScope", "Logs", "Platform", "TeeDevice", "TeeQuote", "TpmDevice", "TpmQuote", "detect"]
 

@@ -12,13 +12,13 @@ import threading
 from pathlib import Path
 
 from cosmian_vm.attester._intel import check_quote, check_size
+from cosmian_vm.attester._places import ATTESTATION
 from cosmian_vm.attester.platform import TeeQuote
 from cosmian_vm.errors import AttesterError
 from cosmian_vm.evidence.bundle import TeeKind
 
-__all__ = ["ATTESTATION", "SgxGramine"]
+__all__ = ["SgxGramine"]
 
-ATTESTATION = Path("/dev/attestation")
 
 _WHAT = "SGX quote"
 _TYPE = b"dcap"

@@ -19,16 +19,15 @@ from dataclasses import replace
 from hashlib import sha512
 from pathlib import Path
 
+from cosmian_vm.attester._places import SEV_GUEST, SNP_DRIVER
 from cosmian_vm.attester._tsm import Tsm, TsmEntries
 from cosmian_vm.attester.platform import TeeQuote
 from cosmian_vm.errors import AttesterError, EvidenceFormatError
 from cosmian_vm.evidence.bundle import SvsmReport, TeeKind
 from cosmian_vm.evidence.snp import REPORT_SIZE, parse_certificates
 
-__all__ = ["SEV_GUEST", "SNP_DRIVER", "SnpIoctl", "SnpTsm"]
+__all__ = ["SnpIoctl", "SnpTsm"]
 
-SEV_GUEST = Path("/dev/sev-guest")
-SNP_DRIVER = b"sev_guest"
 """What configfs-tsm calls the driver."""
 
 _WHAT = "SEV-SNP report"

@@ -22,16 +22,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cosmian_vm.attester._intel import REPORT_DATA_SIZE, check_quote, check_size
+from cosmian_vm.attester._places import TDX_DRIVER, TDX_GUEST
 from cosmian_vm.attester._tsm import Tsm, TsmEntries
 from cosmian_vm.attester.platform import TeeQuote
 from cosmian_vm.errors import AttesterError
 from cosmian_vm.evidence.bundle import TeeKind
 from cosmian_vm.evidence.tdx import TDREPORT_SIZE
 
-__all__ = ["TDX_DRIVER", "TDX_GUEST", "TdxIoctl", "TdxTsm", "host_service"]
+__all__ = ["TdxIoctl", "TdxTsm", "host_service"]
 
-TDX_GUEST = Path("/dev/tdx_guest")
-TDX_DRIVER = b"tdx_guest"
 """What configfs-tsm calls the driver."""
 
 _WHAT = "TDX quote"

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
+from typing import TYPE_CHECKING
 
 from tpm2_pytss import ESAPI, ESYS_TR, TSS2_Exception
 from tpm2_pytss.utils import NoSuchIndex
@@ -24,7 +25,9 @@ from cosmian_vm.attester._tpm_nv import find, nv_read
 from cosmian_vm.attester.platform import TpmQuote
 from cosmian_vm.attester.tpm_anchor import Anchors
 from cosmian_vm.errors import AttesterError, NotAvailableError
-from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk
+
+if TYPE_CHECKING:
+    from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk
 
 __all__ = ["AK_HANDLE", "EK_HANDLE", "MAX_QUALIFYING_DATA", "EsapiTpm"]
 

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -40,7 +41,9 @@ from cosmian_vm._tss import explained, has_code
 from cosmian_vm.attester._tpm_keys import endorsement_policy
 from cosmian_vm.attester._tpm_nv import find, nv_indices, nv_read
 from cosmian_vm.errors import AttesterError, CredentialRefusedError, NotAvailableError
-from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk
+
+if TYPE_CHECKING:
+    from cosmian_vm.evidence.bundle import EndorsementKey, PlatformAk
 
 __all__ = ["Anchors", "split_certificates"]
 
@@ -131,6 +134,8 @@ class Anchors:
 
     def platform_ak(self, esys: ESAPI, ak: ESYS_TR, qualifying_data: bytes) -> PlatformAk | None:
         """The platform AK certifies the key ``ak``. Raises AttesterError."""
+        from cosmian_vm.evidence.bundle import PlatformAk  # a first launch has no use for it; who serves has it by then
+
         key = self._platform_key(esys)
         if key is None:
             return None
@@ -148,6 +153,8 @@ class Anchors:
 
     def ek(self, esys: ESAPI) -> EndorsementKey | None:
         """See ``EsapiTpm.ek``. Raises AttesterError."""
+        from cosmian_vm.evidence.bundle import EndorsementKey  # as above
+
         key = self._ek_key(esys)
         return None if key is None else EndorsementKey(public=key.public, certificates=key.certificates)
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import gc
-import os
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 
 import click
 
 from cosmian_vm import __version__
-from cosmian_vm._program import run_program
+from cosmian_vm._program import end, run_program
 from cosmian_vm.cli._common import Target, exit_status
 
 __all__ = ["main", "run"]
@@ -114,11 +111,7 @@ def main() -> None:
     the end, would cost a third of its time.
     """
     gc.disable()
-    status = run()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(status)
+    end(run())
 
 
 if __name__ == "__main__":

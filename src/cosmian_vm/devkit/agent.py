@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from cosmian_vm.agent.log import configure
-from cosmian_vm.agent.main import run, set_limits
+from cosmian_vm.agent.main import set_limits
+from cosmian_vm.agent.serving import run
 from cosmian_vm.devkit.hostile import ATTACKS, hostile
 from cosmian_vm.devkit.vm import SimulatedVm
 from cosmian_vm.errors import CosmianVmError

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from cosmian_vm.errors import EvidenceFormatError
-from cosmian_vm.evidence import intel_quote, snp
+from cosmian_vm.evidence import snp
 from cosmian_vm.evidence.bundle import TeeKind, tee_kind
-from cosmian_vm.evidence.sgx import EnclaveReport
-from cosmian_vm.evidence.tdx import TdReportBody
 from cosmian_vm.reference.snapshot import (
     Enclave,
     SevPolicy,
@@ -20,6 +18,11 @@ from cosmian_vm.reference.snapshot import (
     TdxPolicy,
     TeePolicy,
 )
+
+if TYPE_CHECKING:
+    from cosmian_vm.evidence.intel_quote import Quote
+    from cosmian_vm.evidence.sgx import EnclaveReport
+    from cosmian_vm.evidence.tdx import TdReportBody
 
 __all__ = ["TeeValues", "tee_values"]
 
@@ -46,7 +49,11 @@ def tee_values(raw: bytes, *, cloud: str | None) -> TeeValues:
         return _snp_values(snp.parse_evidence(raw).report, cloud)
     if kind is None:
         raise EvidenceFormatError("TEE quote", "is of no kind that is known")
-    quote = intel_quote.parse_quote(raw)
+    # where there is such a quote, the device that gave it has imported these at start
+    from cosmian_vm.evidence.intel_quote import parse_quote
+    from cosmian_vm.evidence.tdx import TdReportBody
+
+    quote = parse_quote(raw)
     if isinstance(quote.body, TdReportBody):
         return _tdx_values(quote, quote.body, cloud)
     return _sgx_values(quote, quote.body)
@@ -62,7 +69,7 @@ def _snp_values(report: snp.SnpReport, cloud: str | None) -> TeeValues:
     )
 
 
-def _tdx_values(quote: intel_quote.Quote, body: TdReportBody, cloud: str | None) -> TeeValues:
+def _tdx_values(quote: Quote, body: TdReportBody, cloud: str | None) -> TeeValues:
     header = TdxHeader(
         minimum_qe_svn=quote.header.qe_svn,
         minimum_pce_svn=quote.header.pce_svn,
@@ -85,7 +92,7 @@ def _tdx_values(quote: intel_quote.Quote, body: TdReportBody, cloud: str | None)
     )
 
 
-def _sgx_values(quote: intel_quote.Quote, body: EnclaveReport) -> TeeValues:
+def _sgx_values(quote: Quote, body: EnclaveReport) -> TeeValues:
     header = SgxHeader(
         minimum_qe_svn=quote.header.qe_svn,
         minimum_pce_svn=quote.header.pce_svn,

@@ -10,12 +10,12 @@ import msgspec
 from cryptography import x509
 
 from cosmian_vm.endorsements.amd import AmdEndorsements
-from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.reference.snapshot import Snapshot
 from cosmian_vm.verifier._tpm_certificates import TpmRoots
 
 if TYPE_CHECKING:
     from cosmian_vm.endorsements.intel_collateral import IntelCollateral
+    from cosmian_vm.reference.build_reference import BuildReference
 
 __all__ = ["Against", "Expected"]
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
 from struct import Struct
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from cosmian_vm.evidence.ima import BOOT_AGGREGATE, HASH_SIZES, ImaFields, is_policy_path, normalise_path
-from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.reference.snapshot import Snapshot
-from cosmian_vm.reference.whitelist import Whitelist
+
+if TYPE_CHECKING:
+    from cosmian_vm.reference.build_reference import BuildReference
+    from cosmian_vm.reference.whitelist import Whitelist
 
 __all__ = ["KnownFiles", "PreparedKeys", "file_key", "text_of"]
 

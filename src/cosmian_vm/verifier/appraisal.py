@@ -31,9 +31,7 @@ from cosmian_vm.evidence.bundle import V2_PCRS, Evidence
 from cosmian_vm.evidence.ima import IMA_PCR
 from cosmian_vm.evidence.tpm import name as tpm_name
 from cosmian_vm.evidence.tpm import parse_quote
-from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.reference.snapshot import Anchor, Snapshot
-from cosmian_vm.reference.whitelist import Whitelist
 from cosmian_vm.verifier._context import Against, Expected
 from cosmian_vm.verifier._tpm_certificates import TpmRoots
 from cosmian_vm.verifier.anchor import OPERATOR, Anchored, find_anchor
@@ -49,6 +47,8 @@ from cosmian_vm.verifier.tpm import appraise_tpm, quoted_pcrs
 
 if TYPE_CHECKING:
     from cosmian_vm.endorsements.intel_collateral import IntelCollateral
+    from cosmian_vm.reference.build_reference import BuildReference
+    from cosmian_vm.reference.whitelist import Whitelist
 
 __all__ = ["Appraisal", "appraise", "required_checks"]
 

@@ -10,16 +10,18 @@ closed (systemd: boot phases, machine identity), so the log need not replay to t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cosmian_vm.errors import EvidenceFormatError
 from cosmian_vm.evidence.boot_log import extensions, parse, startup_value
-from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.reference.snapshot import BOOT_PCRS, Snapshot
 from cosmian_vm.verifier._quoted import listed_pcrs
 from cosmian_vm.verifier._steps import Steps, culprits, described, run
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import Check, both, fail, ok, skip, warning
+
+if TYPE_CHECKING:
+    from cosmian_vm.reference.build_reference import BuildReference
 
 __all__ = ["EXTENDED_AFTER_BOOT", "PCR_ROLES", "appraise_boot"]
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from cosmian_vm.evidence.snp import SnpReport
-from cosmian_vm.reference.build_reference import BuildReference, Launch
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import Check, Status, both, fail, ok, warning
+
+if TYPE_CHECKING:
+    from cosmian_vm.reference.build_reference import BuildReference, Launch
 
 __all__ = ["check_launch", "with_launch", "with_unpinned"]
 

@@ -17,14 +17,13 @@ A verifier that calls often keeps an :class:`ImaState` and asks for what is new 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from cosmian_vm.errors import EvidenceFormatError
 from cosmian_vm.evidence.ima import IMA_PCR, ImaEntry, format_path, read_entry, replay
-from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.reference.snapshot import Snapshot
-from cosmian_vm.reference.whitelist import Whitelist
 from cosmian_vm.verifier._ima_checks import (
     Listed,
     check_boot_aggregate,
@@ -40,6 +39,10 @@ from cosmian_vm.verifier._ima_walk import Walk, walk
 from cosmian_vm.verifier._quoted import QuotedPcrs
 from cosmian_vm.verifier.policy import Policy
 from cosmian_vm.verifier.result import Check, Status, fail, ok, skip
+
+if TYPE_CHECKING:
+    from cosmian_vm.reference.build_reference import BuildReference
+    from cosmian_vm.reference.whitelist import Whitelist
 
 __all__ = ["IMA_CHECKS", "ImaAppraisal", "ImaSession", "ImaState", "KnownFiles", "appraise_ima"]
 

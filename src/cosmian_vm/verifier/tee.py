@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from cosmian_vm.errors import CosmianVmError, EvidenceFormatError
 from cosmian_vm.evidence.bundle import Evidence, TeeKind, tee_kind
 from cosmian_vm.evidence.snp import SnpEvidence, SnpReport, parse_evidence, parse_report
-from cosmian_vm.reference.build_reference import BuildReference
 from cosmian_vm.verifier._context import Against
 from cosmian_vm.verifier._report_data import check_report_data
 from cosmian_vm.verifier.amd_revocation import check_revocation
@@ -26,6 +25,7 @@ from cosmian_vm.verifier.snp import appraise_snp, check_tcb, trace
 if TYPE_CHECKING:
     from cosmian_vm.evidence.azure import HclReport
     from cosmian_vm.evidence.intel_quote import Quote
+    from cosmian_vm.reference.build_reference import BuildReference
 
 # What judges Intel's and Azure's evidence is imported where there is such evidence: it takes its time.
 
