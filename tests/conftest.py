@@ -78,7 +78,9 @@ def _nobodys_configuration(tmp_path_factory: pytest.TempPathFactory, monkeypatch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest first: the booted machines, while there is a second process for all the rest."""
+    """What takes longest first: the booted machines, while there is another process for all the rest (script/test keeps
+    the order: --no-loadscope-reorder).
+    """
     items.sort(key=lambda item: item.get_closest_marker("vm") is None)
 
 
