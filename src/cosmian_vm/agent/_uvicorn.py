@@ -23,6 +23,7 @@ _ours = "uvicorn" not in sys.modules
 if _ours:
     sys.modules["uvicorn.main"] = _CommandLine("uvicorn.main")
 try:
+    import uvicorn.lifespan.off  # noqa: F401 - uvicorn loads it by name, when the front may read no files any more
     from uvicorn.config import Config
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     from uvicorn.server import Server, ServerState
