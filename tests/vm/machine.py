@@ -102,12 +102,14 @@ class Machine:
         self.whitelist = vm.folder / "whitelist.txt"
 
     def root(self, script: str, *, check: bool = True, stdin: bytes = b"") -> str:
-        """What a shell script prints that root runs in the VM; with ``check`` False also what it complains of."""
+        """What a shell script prints that root runs in the VM; with ``check`` False also what it complains of.
+
+        That is put together there: through ssh they are two streams, which arrive in any order.
+        """
         done = subprocess.run(
-            [*self.vm.ssh(SSH_KEY, kept=True), script],
+            [*self.vm.ssh(SSH_KEY, kept=True), script if check else f"exec 2>&1; {script}"],
             input=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if check else subprocess.STDOUT,
+            capture_output=True,
             timeout=COMMAND_SECONDS,
             check=False,
         )
