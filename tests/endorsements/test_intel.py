@@ -127,9 +127,9 @@ def test_a_changed_byte_of_the_extension_is_read_or_refused(at: int, value: int)
 
 def test_a_serial_number_that_is_none_is_refused() -> None:
     der = bytearray(VENDOR.root.public_bytes(Encoding.DER))
-    serial = VENDOR.root.serial_number.to_bytes(20, "big").lstrip(b"\x00")
-    at = bytes(der).index(serial)
-    der[at] |= 0x80
+    number = VENDOR.root.serial_number
+    at = bytes(der).index(number.to_bytes(number.bit_length() // 8 + 1, "big"))  # as DER has it, sign bit included
+    der[at] = 0x80  # negative, and no longer than it must be: 0xFF before a set bit would be
     pem = b"-----BEGIN CERTIFICATE-----\n" + base64.b64encode(bytes(der)) + b"\n-----END CERTIFICATE-----"
     with pytest.raises(EvidenceFormatError, match="not positive"):
         parse_chain(pem, "chain")
