@@ -44,7 +44,10 @@ class TlsFiles(NamedTuple):
 
 
 def open_storage(config: AgentConfig, tpm: TpmDevice | None, *, preinit: bool) -> Storage:
-    """Steps 1 and 2, and where the agent keeps its files from then on. ``preinit`` False: nothing is made."""
+    """Steps 1 and 2, and where the agent keeps its files from then on. ``preinit`` False: nothing is made.
+
+    What fails is logged, and the storage says why (``Storage.why``).
+    """
     why = open_container(config, tpm, preinit=preinit)
     if preinit:
         provision_tpm(config, tpm, why)

@@ -91,7 +91,7 @@ def _launch_only(config: AgentConfig, platform: Platform) -> int:
 
 
 def _end(status: int) -> NoReturn:
-    """End without taking the modules apart one by one: a boot waits for it."""
+    """End without taking the modules apart one by one: a boot waits for it. (``_program.end`` would bring in click.)"""
     logging.shutdown()
     os._exit(status)
 

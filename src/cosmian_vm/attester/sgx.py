@@ -19,7 +19,6 @@ from cosmian_vm.evidence.bundle import TeeKind
 
 __all__ = ["SgxGramine"]
 
-
 _WHAT = "SGX quote"
 _TYPE = b"dcap"
 _MAX_QUOTE = 128 * 1024

@@ -28,8 +28,6 @@ from cosmian_vm.evidence.snp import REPORT_SIZE, parse_certificates
 
 __all__ = ["SnpIoctl", "SnpTsm"]
 
-"""What configfs-tsm calls the driver."""
-
 _WHAT = "SEV-SNP report"
 _VTPM_SERVICE = (
     ("service_provider", b"svsm"),

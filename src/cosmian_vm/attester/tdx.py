@@ -31,8 +31,6 @@ from cosmian_vm.evidence.tdx import TDREPORT_SIZE
 
 __all__ = ["TdxIoctl", "TdxTsm", "host_service"]
 
-"""What configfs-tsm calls the driver."""
-
 _WHAT = "TDX quote"
 _GET_REPORT0 = 0xC4405401  # _IOWR('T', 1, struct tdx_report_req): u8 reportdata[64], u8 tdreport[1024]
 _TDREPORT_DATA = slice(128, 192)  # REPORTMACSTRUCT.REPORTDATA
