@@ -1,8 +1,8 @@
 """A second machine, unlike our own image in whatever may differ, before the same command line.
 
 Debian 13, booted by shim, GRUB and an initramfs; root, /usr, /boot and /srv apart, on a virtio disk; the kernel's own
-IMA policy (tcb), which measures all that root reads, and the template ima-ng; agent and application kept by systemd.
-A container is made by hand.
+IMA policy (tcb), which measures all that root reads, and the template ima-ng; agent and application kept by systemd,
+no container of the agent's: one is made, and attacked, by hand.
 The tests are in order: they share one machine, and what has run in it stays in its list until it is rebooted.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import ssl
 import urllib.error
@@ -149,15 +150,100 @@ def test_a_new_program_and_a_changed_file_are_named(machine: Machine, whitelist:
 
 
 BOX = "cosmian_fstool --location /var/lib/second/box --mount /var/lib/second/data"
+PASSWORD = b"a password of my own\n"
 
 
-def test_a_container_by_this_releases_cryptsetup_and_systemd(machine: Machine) -> None:
-    """Systemd 257 writes another token than 252. What is done to a container to attack it, the first machine sees."""
-    machine.root(f"mkdir -p /var/lib/second && {BOX} --size 40MB && echo kept >/var/lib/second/data/file")
-    machine.root(f"{BOX} close && {BOX} open && {BOX} reseal")
+def test_a_container_with_a_password_of_ones_own(machine: Machine) -> None:
+    """By systemd 257, which writes another token than the 252 of the first machine."""
+    machine.root("mkdir -p /var/lib/second")
+    machine.root(f"{BOX} --size 32MB --password -", stdin=PASSWORD)
+    machine.root("echo kept >/var/lib/second/data/file; sync")
+    machine.root(f"{BOX} close")
+    assert "closed; this TPM opens it" in machine.root(f"{BOX} status", check=False)
+    machine.root(f"{BOX} open")
     assert machine.root("cat /var/lib/second/data/file") == "kept\n"
+    machine.root(f"{BOX} close")
+    assert "is there already and is never overwritten" in machine.root(f"{BOX} --size 32MB", check=False)
+
+
+def test_a_container_larger_than_the_disk(machine: Machine) -> None:
+    said = machine.root("cosmian_fstool --location /root/big --mount /mnt --size 900GB; echo $?", check=False)
+    assert "900 GB are needed" in said
+    assert said.endswith("2\n")
+    assert machine.root("ls /root") == ""
+
+
+def refused(machine: Machine, says: str) -> None:
+    """The container is not opened, one line says why, and nothing is left open."""
+    said = machine.root(f"{BOX} open; echo status $?", check=False)
+    assert says in said
+    assert said.endswith("status 1\n")
+    assert len(said.splitlines()) == 2
+    assert "/var/lib/second/data" not in machine.root("cat /proc/mounts")
+    assert machine.root("ls /dev/mapper | wc -l") == "1\n"  # control
+
+
+def test_a_tampered_header_is_refused(machine: Machine) -> None:
+    machine.root("cd /var/lib/second; cp box.header good; printf x | dd of=box.header bs=1 seek=100000 conv=notrunc")
+    refused(machine, "is not the header that the TPM knows")
+    machine.root("cd /var/lib/second; rm box.header")
+    refused(machine, "is gone, and the TPM knows of a container here")
+    machine.root("cd /var/lib/second; cp good box.header")
+
+
+def test_a_swapped_cipher_is_refused(machine: Machine) -> None:
+    """A header with right checksums that says cipher_null (CVE-2025-59054): the TPM does not know it; and he who has
+    the password is not talked into it either.
+    """
+    told = re.search(r"TPM record (0x[0-9a-f]+)", machine.root(f"{BOX} status", check=False))
+    assert told is not None
+    machine.root(f"cat >/root/swap.py <<'END'\n{SWAP}\nEND\npython3 -I /root/swap.py; rm /root/swap.py")
+    refused(machine, "is not the header that the TPM knows")
+    machine.root("cd /var/lib/second; mv box.header forged; cp good box.header")
+    machine.root(f"tpm2_nvundefine {told.group(1)}; cd /var/lib/second; cp forged box.header")
+    said = machine.root(f"{BOX} reseal --password - 2>&1", check=False, stdin=PASSWORD)
+    assert "refused" in said
+    assert "cipher_null" in said
+    machine.root("cd /var/lib/second; cp good box.header")
+    refused(machine, "the TPM has no record of this container")
+    machine.root(f"{BOX} reseal --password -", stdin=PASSWORD)  # and it opens, as the next test shows
+
+
+SWAP = """
+import sys
+sys.path.append("/usr/lib/cosmian_vm")
+import json
+from pathlib import Path
+from cosmian_vm.devkit.luks import header_file
+path = Path("/var/lib/second/box.header")
+raw = path.read_bytes()
+size = int.from_bytes(raw[8:16], "big")
+document = json.loads(raw[4096:size].split(bytes(1))[0])
+for segment in document["segments"].values():
+    segment["encryption"] = "cipher_null-ecb"
+path.write_bytes(header_file(document)[: 2 * size] + raw[2 * size:])
+"""
+
+
+def test_a_tampered_container_gives_an_error_and_no_data(machine: Machine) -> None:
+    machine.root(f"{BOX} open && yes kept | head -c 8000000 >/var/lib/second/data/file && {BOX} close")
+    spots = "range(2_000_000, 30_000_000, 400_000)"
+    machine.root(f"""python3 -Ic 'import os; box = os.open("/var/lib/second/box", os.O_WRONLY)
+for spot in {spots}: os.pwrite(box, b"tampered", spot + 4242)'""")
+    machine.root(f"{BOX} open", check=False)
+    said = machine.root("sort -u /var/lib/second/data/file", check=False)
+    assert "Input/output error" in said
+    assert "tampered" not in said
+    assert "INTEGRITY AEAD ERROR" in machine.root("dmesg")
     machine.root(f"{BOX} remove --yes")
-    assert machine.root("ls /var/lib/second; ls /dev/mapper").split() == ["data", "control"]
+    assert machine.root("ls /var/lib/second").split() == ["data", "forged", "good"]
+
+
+def test_killed_while_it_is_made_and_made_again(machine: Machine) -> None:
+    for moment in (0.5, 3):
+        machine.root(f"timeout --signal=KILL {moment} {BOX} --size 100MB", check=False)
+    machine.root(f"{BOX} --size 32MB && {BOX} reseal && {BOX} remove --yes")
+    assert machine.root("ls /var/lib/second; ls /dev/mapper | wc -l").split() == ["data", "forged", "good", "1"]
 
 
 def test_a_changed_command_line_is_named_by_grubs_event(machine: Machine) -> None:
