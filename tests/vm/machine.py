@@ -71,7 +71,7 @@ def build_once(tmp_path_factory: pytest.TempPathFactory, name: str, *command: st
 
 
 _SOURCES = ("src", "image", "script", "requirements", "tests/vm/second", "pyproject.toml")
-_PACKAGES = (".cache/image", ".cache/second")
+_PACKAGES = {"first.img": (".cache/image",), "second.img": (".cache/image", ".cache/second")}
 
 
 def _kept(name: str) -> Path:
@@ -83,7 +83,7 @@ def _kept(name: str) -> Path:
         if path.is_file() and not any(part == "__pycache__" or part.endswith(".egg-info") for part in path.parts):
             content = sha256(path.read_bytes()).hexdigest()
             key.update(f"{path.relative_to(ROOT)}\0{path.stat().st_mode:o}\0{content}\n".encode())
-    for path in sorted(path for folder in _PACKAGES for path in (ROOT / folder).glob("*")):
+    for path in sorted(path for folder in _PACKAGES[name] for path in (ROOT / folder).glob("*")):
         if not path.name.startswith(("work.", "lock")):
             status = path.stat()
             size = status.st_size if path.is_file() else 0
