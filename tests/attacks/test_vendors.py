@@ -24,7 +24,8 @@ from cosmian_vm.verifier.result import Status
 
 from .conftest import NONCE, NOW, Judge
 
-LIMITS = Limits(connect=0.5, read=0.2, total=0.5, together=1.0)
+LIMITS = Limits(connect=1.0, read=0.5, total=1.0, together=2.0)
+"""What a liar gets. An honest service has the usual ones: a busy machine is no reason to fail."""
 REMEDY = "--endorsements DIR"
 
 
@@ -44,7 +45,8 @@ def service(machine: Machine, intel: IntelVendor) -> Iterator[FakeVendors]:
 
 
 def _gather(service: FakeVendors, tee: bytes | None, cache: Path | None = None) -> Gathered:
-    store = EndorsementStore(cache=cache, fetcher=Fetcher(LIMITS), services=service.services, limits=LIMITS)
+    limits = Limits() if service.lie is None else LIMITS
+    store = EndorsementStore(cache=cache, fetcher=Fetcher(limits), services=service.services, limits=limits)
     return store.gather(tee, [], now=NOW)
 
 
@@ -117,7 +119,7 @@ def test_kds_with_the_certificate_of_another_chip(machine: Machine, judge: Judge
     other = machine.vendor.new_chip()
 
     def kds(request: Request) -> Answer:
-        answer = Fetcher(LIMITS)(request)
+        answer = Fetcher(Limits())(request)
         return Answer(body=other.certificates[0]) if "SPL" in request.url else answer
 
     evidence = machine.evidence(NONCE)
@@ -148,7 +150,7 @@ def test_pcs_that_signs_itself(intel: IntelVendor, service: FakeVendors) -> None
     forger = replace(intel, pki=replace(intel.pki, signer_key=ec.generate_private_key(ec.SECP256R1())))
     service.intel = forger
     quote = intel.quote(td_body())
-    gathered = EndorsementStore(cache=None, fetcher=Fetcher(LIMITS), services=service.services).gather(
+    gathered = EndorsementStore(cache=None, fetcher=Fetcher(Limits()), services=service.services).gather(
         quote, [], now=intel.now
     )
     assert gathered.collateral is not None
