@@ -216,7 +216,7 @@ class LiveAgent:
     config: AgentConfig
 
     def plain(self) -> socket.socket:
-        return socket.create_connection((self.host, self.port), timeout=10)
+        return socket.create_connection((self.host, self.port), timeout=60)
 
     def connect(self, context: ssl.SSLContext | None = None, session: ssl.SSLSession | None = None) -> ssl.SSLSocket:
         return (context or self.context()).wrap_socket(self.plain(), session=session)
@@ -290,13 +290,13 @@ def live(config: AgentConfig, platform: Platform) -> Iterator[Callable[..., Live
         thread = threading.Thread(target=lambda: uvloop.run(whole()), daemon=True)
         thread.start()
         host, port = listener.getsockname()[:2]
-        assert ready.wait(10)
+        assert ready.wait(60)
 
         def end() -> None:
             loop, stop = loops[0]
             loop.call_soon_threadsafe(stop.set)
-            assert stopping.wait(15)
-            thread.join(15)
+            assert stopping.wait(60)
+            thread.join(60)
 
         endings.append(end)
         return LiveAgent(host, port, config)

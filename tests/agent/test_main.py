@@ -83,7 +83,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         script.write_text(_AGENT)
         process = subprocess.Popen([sys.executable, str(script), str(storage), mode], stderr=subprocess.PIPE)
         started.append(process)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not (storage / "port").exists():
             assert process.poll() is None, process.communicate()[1].decode()
             assert time.monotonic() < deadline
@@ -103,7 +103,7 @@ def request(port: int, raw: bytes) -> int:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
         context.wrap_socket(plain) as connection,
     ):
         connection.sendall(raw)
@@ -118,7 +118,7 @@ def test_a_signal_ends_it_in_good_order(start: Start, number: int) -> None:
     process, port = start("plain")
     assert request(port, b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n") == 200
     process.send_signal(number)
-    errors = process.communicate(timeout=20)[1].decode()
+    errors = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 0, errors
     assert "ended in good order" in errors
     assert "Traceback" not in errors
@@ -162,7 +162,7 @@ def test_serving_a_call_loads_and_runs_no_file(start: Start, tmp_path: Path) -> 
         with pytest.raises(RefusedError, match="403 this machine has no owner yet"):
             client.app_restart()
     process.terminate()
-    errors = process.communicate(timeout=20)[1].decode()
+    errors = process.communicate(timeout=60)[1].decode()
     serving = errors.partition("ended in good order")[0]
     assert [line for line in serving.splitlines() if line.startswith("TOUCHED")] == []
 

@@ -61,7 +61,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def ended(pid: int, seconds: float = 5) -> bool:
+def ended(pid: int, seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -337,13 +337,13 @@ def supervisor(script: Script) -> Iterator[str]:
         [programs / "supervisord", "-n", "-c", folder / "conf"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     path = script("supervisorctl", f'exec {programs}/supervisorctl -c {folder}/conf "$@"')
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (folder / "s").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     yield path
     daemon.terminate()
-    daemon.wait(20)
+    daemon.wait(60)
     shutil.rmtree(folder)
 
 
@@ -396,11 +396,11 @@ def test_the_configuration_chooses_the_manager(tmp_path: Path) -> None:
 
 
 def test_run_ends_what_takes_too_long_with_all_it_started(script: Script, tmp_path: Path) -> None:
-    path = script("slow", f"sleep 60 & echo $! > {tmp_path}/child; wait")
+    path = script("slow", f"sleep 600 & echo $! > {tmp_path}/child; wait")
     begin = time.monotonic()
-    with pytest.raises(AttesterError, match=r"slow was not done within 0\.5 s and was ended"):
-        _run.run([f"{path}/slow"], seconds=0.5)
-    assert time.monotonic() - begin < 5
+    with pytest.raises(AttesterError, match=r"slow was not done within 2 s and was ended"):
+        _run.run([f"{path}/slow"], seconds=2)
+    assert time.monotonic() - begin < 60
     child = int((tmp_path / "child").read_text())
     assert ended(child)
 
@@ -412,10 +412,10 @@ def test_run_keeps_the_end_of_the_output(script: Script) -> None:
 
 
 def test_run_does_not_wait_for_a_daemon(script: Script, tmp_path: Path) -> None:
-    path = script("starter", f"sleep 30 & echo $! > {tmp_path}/child; echo started")
+    path = script("starter", f"sleep 600 & echo $! > {tmp_path}/child; echo started")
     begin = time.monotonic()
-    assert _run.run([f"{path}/starter"], seconds=20).last_line == "started"
-    assert time.monotonic() - begin < 5
+    assert _run.run([f"{path}/starter"], seconds=120).last_line == "started"
+    assert time.monotonic() - begin < 60
     os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,13 +36,13 @@ def config(config: AgentConfig) -> AgentConfig:
 
 
 async def wait_for_snapshot(call: Any, path: str = "/v2/snapshot") -> Any:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         reply = await call("GET", path)
         if reply.status != 202:
             return reply
         await asyncio.sleep(0.02)
-    raise AssertionError("no snapshot in 30 s")
+    raise AssertionError("no snapshot in 60 s")
 
 
 def taken(talk: Talk, **how: Any) -> Snapshot:
@@ -119,24 +120,26 @@ def test_reading_a_finished_snapshot_needs_no_right(talk: Talk, config: AgentCon
 
 def test_one_at_a_time_and_with_progress(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     walks = []
-    true_walk = walk_and_hash
+    true_walk, told, finish = walk_and_hash, threading.Event(), threading.Event()
 
     def slow(scope: Any, algorithm: str, progress: Any, cancelled: Any) -> Any:
         walks.append(1)
         progress(5, 1000, None)
-        time.sleep(0.3)
+        told.set()
+        assert finish.wait(60)
         return true_walk(scope, algorithm, progress, cancelled=cancelled)
 
     monkeypatch.setattr(snapshot_job, "walk_and_hash", slow)
 
     async def scenario(call: Any) -> None:
         await asyncio.gather(*(call("GET", "/v2/snapshot") for _ in range(10)))
-        await asyncio.sleep(0.15)
+        assert await asyncio.to_thread(told.wait, 60)
         reply = await call("GET", "/v2/snapshot")
         assert reply.status == 202
         assert reply.json() == {"files_done": 5, "bytes_done": 1000, "files_total": None}
         evidence = await call("POST", "/v2/evidence", b'{"nonce":"' + b"A" * 43 + b'="}')
         assert evidence.status == 200  # served meanwhile
+        finish.set()
         assert (await wait_for_snapshot(call)).status == 200
 
     talk(scenario)
@@ -166,9 +169,10 @@ def test_a_failed_snapshot_stays_until_it_is_deleted(talk: Talk, monkeypatch: py
 
 
 def test_the_end_of_the_agent_ends_the_walk(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = []
+    begun, ended = threading.Event(), []
 
     def endless(_scope: Any, _algorithm: str, _progress: Any, cancelled: Any) -> Any:
+        begun.set()
         while not cancelled():
             time.sleep(0.01)
         ended.append(1)
@@ -178,7 +182,7 @@ def test_the_end_of_the_agent_ends_the_walk(talk: Talk, monkeypatch: pytest.Monk
 
     async def scenario(call: Any) -> None:
         assert (await call("GET", "/v2/snapshot")).status == 202
-        await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(begun.wait, 60)
 
     talk(scenario)
     assert ended == [1]

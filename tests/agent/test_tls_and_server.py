@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from cosmian_vm import wire
-from cosmian_vm.agent import http_protocol
+from cosmian_vm.agent import answers, http_protocol, requests
 from cosmian_vm.agent.config import AgentConfig
 from cosmian_vm.agent.listener import listen
 from cosmian_vm.agent.tls import TlsIdentity
@@ -36,6 +36,8 @@ NONCE = bytes(range(32))
 EVIDENCE_BODY = b'{"nonce":"' + base64.b64encode(NONCE) + b'"}'
 EVIDENCE = b"POST /v2/evidence HTTP/1.1\nHost: vm\nContent-Length: %d" % len(EVIDENCE_BODY)
 HEALTH = b"GET /health HTTP/1.1\nHost: vm"
+PATIENCE = 60
+"""Seconds for what happens at once, on however busy a machine."""
 TEE_V1 = b"GET /quote/tee?nonce=" + base64.b64encode(NONCE).rstrip(b"=") + b" HTTP/1.1\nHost: vm"
 
 
@@ -65,16 +67,16 @@ def bound_to(reply: Any, leaf: bytes) -> bool:
 
 
 def wait_until_served(agent: Any, leaf: bytes) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with agent.connect() as connection:
             if seen_by(connection) == leaf:
                 return
         time.sleep(0.1)
-    raise AssertionError("the new certificate was not picked up in 10 s")
+    raise AssertionError(f"the new certificate was not picked up in {PATIENCE} s")
 
 
-def closed(connection: socket.socket, seconds: float = 5.0) -> bool:
+def closed(connection: socket.socket, seconds: float = PATIENCE) -> bool:
     connection.settimeout(seconds)
     try:
         return connection.recv(1) == b""
@@ -84,7 +86,7 @@ def closed(connection: socket.socket, seconds: float = 5.0) -> bool:
         return True
 
 
-def refused(connection: ssl.SSLSocket, piece: bytes, seconds: float = 10) -> bool:
+def refused(connection: ssl.SSLSocket, piece: bytes, seconds: float = PATIENCE) -> bool:
     """Whether the other side ends the connection while the same piece is sent again and again."""
     connection.settimeout(seconds)
     deadline = time.monotonic() + seconds
@@ -132,7 +134,7 @@ def test_an_answer_in_progress_keeps_its_certificate_and_then_the_connection_end
 
         def quote(self, report_data: bytes) -> TeeQuote:
             entered.set()
-            go_on.wait(10)
+            go_on.wait(PATIENCE)
             quote: TeeQuote = true.quote(report_data)
             return quote
 
@@ -140,11 +142,11 @@ def test_an_answer_in_progress_keeps_its_certificate_and_then_the_connection_end
     with agent.connect() as old:
         before = seen_by(old)
         old.sendall(EVIDENCE.replace(b"\n", b"\r\n") + b"\r\n\r\n" + EVIDENCE_BODY)
-        assert entered.wait(5)
+        assert entered.wait(PATIENCE)
         wait_until_served(agent, renew(config))
         go_on.set()
         raw = b""
-        old.settimeout(10)
+        old.settimeout(PATIENCE)
         while piece := old.recv(65536):
             raw += piece
     head, _, body = raw.partition(b"\r\n\r\n")
@@ -207,7 +209,7 @@ def test_a_broken_renewal_keeps_the_present_certificate(
         before = seen_by(connection)
     config.ssl_private_key.write_bytes(generate_key())  # belongs to no certificate
     with caplog.at_level("WARNING"):
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while "do not belong together" not in caplog.text and time.monotonic() < deadline:
             with agent.connect() as connection:
                 assert seen_by(connection) == before
@@ -285,24 +287,25 @@ def test_chunk_framing_has_a_limit(live: Live) -> None:
 
 @pytest.mark.parametrize("start", [b"", b"GET /heal", b"\r\n", b"GET /health HTTP/1.1\r\nX: 1\r\n"])
 def test_a_slow_head_loses_its_connection(live: Live, monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
-    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.5)
     agent = live()
-    with agent.connect() as connection:
-        connection.sendall(start)
-        assert closed(connection, 3)
-    with agent.connect() as connection:  # the same behind a first request
+    with agent.connect() as connection:  # behind a first request, which had all its time
         assert agent.ask(connection, HEALTH).status == 200
+        monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.5)
         time.sleep(0.2)  # what comes before the answer is quite over is an idle connection, which may last longer
         connection.sendall(start or b"G")
-        assert closed(connection, 3)
+        assert closed(connection)
+    with agent.connect() as connection:
+        with contextlib.suppress(OSError):  # half a second may be over
+            connection.sendall(start)
+        assert closed(connection)
 
 
 def test_a_slow_body_loses_its_connection(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "BODY_SECONDS", 0.5)
     agent = live()
-    with agent.connect() as connection:
+    with monkeypatch.context() as short, agent.connect() as connection:
+        short.setattr(http_protocol, "BODY_SECONDS", 0.5)
         connection.sendall(EVIDENCE.replace(b"\n", b"\r\n") + b"\r\n\r\n" + EVIDENCE_BODY[:5])
-        assert closed(connection, 3)
+        assert closed(connection, requests._BODY_SECONDS - 10)
     assert agent.once(EVIDENCE, EVIDENCE_BODY).status == 200
 
 
@@ -323,16 +326,17 @@ def test_expect_continue_and_pipelining(live: Live) -> None:
         assert raw.count(b"HTTP/1.1 200") == 3
 
 
-def test_a_client_that_does_not_read_is_let_go(live: Live, machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cosmian_vm.agent import answers
-
+def test_a_client_that_does_not_read_is_let_go(
+    live: Live, machine: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(answers, "_PIECE_SECONDS", 0.5)
     machine.forged_ima_log = os.urandom(8 * 2**20)
     agent = live()
-    with agent.connect() as connection:
+    with agent.connect() as connection, caplog.at_level("INFO"):
         connection.sendall(b"GET /ima/binary HTTP/1.1\r\nHost: vm\r\n\r\n")
-        time.sleep(2.5)
-        connection.settimeout(10)
+        while "did not take its answer in time" not in caplog.text:
+            time.sleep(0.1)
+        connection.settimeout(PATIENCE)
         got = 0
         try:
             while piece := connection.recv(65536):
@@ -356,7 +360,7 @@ def test_connections_have_a_limit(live: Live, monkeypatch: pytest.MonkeyPatch) -
                 third.sendall(HEALTH.replace(b"\n", b"\r\n") + b"\r\n\r\n")
             assert closed(third)
         assert agent.ask(first, HEALTH).status == 200
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while True:  # places are free again
         with contextlib.suppress(OSError):
             assert agent.once(HEALTH).status == 200
@@ -370,13 +374,13 @@ def test_whoever_has_most_makes_room(live: Live, monkeypatch: pytest.MonkeyPatch
     with contextlib.ExitStack() as held:
         kept = []
         for address in ("127.0.0.8", "127.0.0.9", "127.0.0.9", "127.0.0.9"):
-            plain = socket.create_connection(("127.0.0.1", agent.port), timeout=10, source_address=(address, 0))
+            plain = socket.create_connection(("127.0.0.1", agent.port), timeout=PATIENCE, source_address=(address, 0))
             kept.append(held.enter_context(agent.context().wrap_socket(plain)))
             assert agent.ask(kept[-1], HEALTH).status == 200
         with agent.connect() as mine:
             assert agent.ask(mine, HEALTH).status == 200
             assert agent.ask(kept[0], HEALTH).status == 200
-        assert sum(closed(connection, 0.5) for connection in kept[1:]) == 1
+        assert sum(closed(connection, 0.5) for connection in kept[1:]) == 1  # it was before anybody else was served
 
 
 def test_one_client_cannot_have_all_connections(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,7 +388,7 @@ def test_one_client_cannot_have_all_connections(live: Live, monkeypatch: pytest.
     agent = live()
 
     def from_another_address() -> ssl.SSLSocket:
-        plain = socket.create_connection(("127.0.0.1", agent.port), timeout=10, source_address=("127.0.0.9", 0))
+        plain = socket.create_connection(("127.0.0.1", agent.port), timeout=PATIENCE, source_address=("127.0.0.9", 0))
         context: ssl.SSLContext = agent.context()
         return context.wrap_socket(plain)
 
@@ -394,7 +398,7 @@ def test_one_client_cannot_have_all_connections(live: Live, monkeypatch: pytest.
         assert closed(refused)
         assert agent.once(HEALTH).status == 200
         assert [agent.ask(connection, HEALTH).status for connection in kept] == [200] * 3
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while True:  # its places are free again
         with contextlib.suppress(OSError), from_another_address() as connection:
             assert agent.ask(connection, HEALTH).status == 200

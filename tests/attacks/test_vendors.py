@@ -17,15 +17,13 @@ from cosmian_vm.devkit.amd import AmdVendor, VendorKeys
 from cosmian_vm.devkit.intel import IntelVendor, td_body
 from cosmian_vm.devkit.machine import Machine
 from cosmian_vm.devkit.vendors import FakeVendors, Lie
-from cosmian_vm.endorsements.store import Answer, EndorsementStore, Fetcher, Gathered, Limits, Request
+from cosmian_vm.endorsements.store import Answer, EndorsementStore, Gathered, Request
 from cosmian_vm.evidence.intel_quote import parse_quote
 from cosmian_vm.verifier.intel import verify_quote
 from cosmian_vm.verifier.result import Status
 
 from .conftest import NONCE, NOW, Judge
 
-LIMITS = Limits(connect=1.0, read=0.5, total=1.0, together=2.0)
-"""What a liar gets. An honest service has the usual ones: a busy machine is no reason to fail."""
 REMEDY = "--endorsements DIR"
 
 
@@ -45,8 +43,7 @@ def service(machine: Machine, intel: IntelVendor) -> Iterator[FakeVendors]:
 
 
 def _gather(service: FakeVendors, tee: bytes | None, cache: Path | None = None) -> Gathered:
-    limits = Limits() if service.lie is None else LIMITS
-    store = EndorsementStore(cache=cache, fetcher=Fetcher(limits), services=service.services, limits=limits)
+    store = EndorsementStore(cache=cache, fetcher=service.fetch, services=service.services)
     return store.gather(tee, [], now=NOW)
 
 
@@ -94,7 +91,7 @@ def test_kds_that_keeps_the_revocation_list_back(
 def test_pcs_that_keeps_a_document_back(intel: IntelVendor, service: FakeVendors, lie: Lie, about: str) -> None:
     service.lie, service.lie_about = lie, about
     quote = intel.quote(td_body())
-    store = EndorsementStore(cache=None, fetcher=Fetcher(LIMITS), services=service.services, limits=LIMITS)
+    store = EndorsementStore(cache=None, fetcher=service.fetch, services=service.services)
     gathered = store.gather(quote, [], now=intel.now)
     assert gathered.collateral is None
     assert any(about in note and REMEDY in note for note in gathered.notes)
@@ -119,7 +116,7 @@ def test_kds_with_the_certificate_of_another_chip(machine: Machine, judge: Judge
     other = machine.vendor.new_chip()
 
     def kds(request: Request) -> Answer:
-        answer = Fetcher(Limits())(request)
+        answer = service.fetch(request)
         return Answer(body=other.certificates[0]) if "SPL" in request.url else answer
 
     evidence = machine.evidence(NONCE)
@@ -150,7 +147,7 @@ def test_pcs_that_signs_itself(intel: IntelVendor, service: FakeVendors) -> None
     forger = replace(intel, pki=replace(intel.pki, signer_key=ec.generate_private_key(ec.SECP256R1())))
     service.intel = forger
     quote = intel.quote(td_body())
-    gathered = EndorsementStore(cache=None, fetcher=Fetcher(Limits()), services=service.services).gather(
+    gathered = EndorsementStore(cache=None, fetcher=service.fetch, services=service.services).gather(
         quote, [], now=intel.now
     )
     assert gathered.collateral is not None

@@ -315,14 +315,14 @@ def test_nginx_serves_it_and_curl_accepts_it(
         stderr=subprocess.STDOUT,
     )
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while nginx.poll() is None and time.monotonic() < end:
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
                 break
             except OSError:
                 time.sleep(0.05)
-        command = ["curl", "--silent", "--show-error", "--noproxy", "*", "--max-time", "20"]
+        command = ["curl", "--silent", "--show-error", "--noproxy", "*", "--max-time", "60"]
         command += ["--resolve", f"vm.example.test:{port}:127.0.0.1", f"https://vm.example.test:{port}/"]
         got = subprocess.run([*command, "--cacert", pebble.root], capture_output=True, text=True, check=False)
         assert (got.stdout, got.returncode) == ("hello\n", 0), got.stderr
@@ -330,7 +330,7 @@ def test_nginx_serves_it_and_curl_accepts_it(
         assert refused.returncode == 60  # CURLE_PEER_FAILED_VERIFICATION
     finally:
         nginx.terminate()
-        nginx.communicate(timeout=20)
+        nginx.communicate(timeout=60)
 
 
 # Attacks: an ACME server that is not what it should be
@@ -425,7 +425,7 @@ class HostileAcme(http.server.BaseHTTPRequestHandler):
         """What the program serves while a challenge is pending."""
         found = []
         for path in ["/.well-known/acme-challenge/" + "A" * 43, *lie["paths"]]:
-            with socket.create_connection(("127.0.0.1", lie["port"]), timeout=10) as link:
+            with socket.create_connection(("127.0.0.1", lie["port"]), timeout=60) as link:
                 link.sendall(f"GET {path} HTTP/1.1\r\nHost: vm\r\n\r\n".encode())
                 found.append(int(link.recv(100).split()[1]))
         return found

@@ -26,7 +26,7 @@ def server() -> Iterator[ChallengeServer]:
 
 
 def ask(server: ChallengeServer, request: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as link:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as link:
         answer = b""
         with suppress(OSError):  # it does not read what it does not want
             link.sendall(request)
@@ -89,11 +89,11 @@ def test_what_is_no_token_is_never_served(token: str) -> None:
 
 def test_silent_clients_do_not_keep_it_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor from answering: as many as it serves at once, and one more that asks."""
-    monkeypatch.setattr(_http01, "_SECONDS", 0.5)
+    monkeypatch.setattr(_http01, "_SECONDS", 2.0)
     before = set(threading.enumerate())
     with ChallengeServer("127.0.0.1", 0) as server:
         server.answer(TOKEN, b"proof")
-        silent = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(80)]
+        silent = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(80)]
         assert ask(server, f"GET {PATH}{TOKEN} HTTP/1.1\r\n\r\n".encode()).endswith(b"proof")
     for link in silent:
         link.close()

@@ -18,7 +18,6 @@ from cosmian_vm.devkit.amd import AmdVendor
 from cosmian_vm.devkit.intel import IntelVendor, td_body
 from cosmian_vm.devkit.machine import Machine
 from cosmian_vm.devkit.vendors import FakeVendors, Lie
-from cosmian_vm.endorsements import store
 from cosmian_vm.endorsements.intel_collateral import parse_collateral
 from cosmian_vm.errors import InputError
 
@@ -256,8 +255,7 @@ def test_a_verdict_is_withheld_and_the_remedy_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Exit status 1: there is evidence, and it is not trusted. (3 would say that the machine could not be reached.)"""
-    limits = store.Limits(connect=1.0, read=0.5, total=1.0)
-    monkeypatch.setattr(_vendors, "fetch", store.Fetcher(limits))
+    monkeypatch.setattr(_vendors, "fetch", service.fetch)
     _silence(machine)
     service.lie, service.lie_about, service.retry_after = lie, "/crl", "86400"
     ran = run("--url", agent.url, "--allow-insecure-tls", "verify", "-s", taken, "--trust-root", root)

@@ -135,7 +135,7 @@ class TestLosses:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         with pytest.raises(TransportError, match=f"refused on port {port}"):
-            AgentClient(f"https://127.0.0.1:{port}", timeout=2).connect()
+            AgentClient(f"https://127.0.0.1:{port}", timeout=20).connect()
 
     def test_unknown_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def unknown(*_: object, **__: object) -> None:
@@ -143,21 +143,19 @@ class TestLosses:
 
         monkeypatch.setattr(socket, "getaddrinfo", unknown)
         with pytest.raises(TransportError, match=r"the name vm\.invalid is not known"):
-            AgentClient("https://vm.invalid", timeout=2).connect()
+            AgentClient("https://vm.invalid", timeout=20).connect()
 
     def test_plain_http(self) -> None:
         with (
             _raw_server(lambda peer: peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port,
             pytest.raises(TransportError, match="no TLS connection"),
         ):
-            AgentClient(f"https://127.0.0.1:{port}", timeout=2).connect()
+            AgentClient(f"https://127.0.0.1:{port}", timeout=20).connect()
 
     def test_silence(self) -> None:
-        with (
-            _raw_server(lambda _: time.sleep(1)) as port,
-            pytest.raises(TransportError, match=r"no answer within 0\.2 s"),
-        ):
+        with _raw_server(_silent_until_it_hangs_up) as port, pytest.raises(TransportError) as caught:
             AgentClient(f"https://127.0.0.1:{port}", timeout=0.2).connect()
+        assert "no answer within 0.2 s" in str(caught.value)
 
     def test_trickle_is_cut(self, agent: Any) -> None:
         """Each byte comes in time, the whole never: no step times out, the call as a whole must."""
@@ -167,18 +165,16 @@ class TestLosses:
             with context.wrap_socket(peer, server_side=True) as tls:
                 tls.recv(4096)
                 tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-                for _ in range(60):
+                for _ in range(1000):
                     tls.sendall(b" ")
                     time.sleep(0.05)
 
         with (
             _raw_server(drip) as port,
             AgentClient(f"https://127.0.0.1:{port}", allow_insecure_tls=True, timeout=30) as client,
+            pytest.raises(TransportError, match=r"no answer within 0\.3 s"),
         ):
-            started = time.monotonic()
-            with pytest.raises(TransportError, match=r"no answer within 0\.3 s"):
-                client._channel.call("GET", "/slow", seconds=0.3)
-            assert time.monotonic() - started < 2
+            client._channel.call("GET", "/slow", seconds=0.3)
 
     def test_not_http(self, agent: Any) -> None:
         context = agent.context
@@ -189,7 +185,7 @@ class TestLosses:
                 tls.sendall(b"220 mail.example.com ESMTP\r\n")
 
         with _raw_server(talk) as port, pytest.raises(TransportError, match="not an HTTP answer"):
-            AgentClient(f"https://127.0.0.1:{port}", allow_insecure_tls=True, timeout=2).version()
+            AgentClient(f"https://127.0.0.1:{port}", allow_insecure_tls=True, timeout=20).version()
 
     def test_body_that_ends_early(self, agent: Any, client: AgentClient) -> None:
         agent.route("GET", wire.VERSION, 200, b"{}", Content_Length="50", Connection="close")
@@ -204,7 +200,7 @@ class TestLosses:
                 tls.recv(4096)
 
         with _raw_server(hang_up) as port, pytest.raises(TransportError, match="closed without an answer"):
-            AgentClient(f"https://127.0.0.1:{port}", allow_insecure_tls=True, timeout=2).version()
+            AgentClient(f"https://127.0.0.1:{port}", allow_insecure_tls=True, timeout=20).version()
 
     @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 500, 503])
     def test_refusal_carries_status_and_text(self, agent: Any, client: AgentClient, status: int) -> None:
@@ -549,7 +545,7 @@ class TestApplication:
         assert peer.problem
 
     def test_silence(self) -> None:
-        with _raw_server(lambda _: time.sleep(1)) as port:
+        with _raw_server(_silent_until_it_hangs_up) as port:
             peer = application_peer(f"127.0.0.1:{port}", 0.2)
         assert peer.leaf is None
         assert peer.problem
@@ -641,6 +637,11 @@ def test_tls_1_1_is_not_spoken(agent: Any) -> None:
     for context in (channel.unchecked_context(), AgentClient(agent.url)._channel._contexts[0]):
         assert context is not None
         assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+def _silent_until_it_hangs_up(peer: socket.socket) -> None:
+    while peer.recv(4096):
+        pass
 
 
 class _raw_server:  # noqa: N801 - reads as a function

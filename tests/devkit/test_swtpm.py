@@ -106,15 +106,15 @@ def test_daemon_that_ends_at_once_shows_its_last_line(tmp_path: Path) -> None:
     daemon, log = Daemon(tmp_path / "thing.pid"), tmp_path / "log"
     daemon.start([sys.executable, "-c", "import sys; sys.exit('port in use')"], log=log)
     with pytest.raises(AttesterError, match="thing ended at once: port in use"):
-        daemon.wait_until(lambda: False, seconds=10, log=log)
+        daemon.wait_until(lambda: False, seconds=60, log=log)
     daemon.stop()
 
 
 def test_daemon_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
     daemon, log = Daemon(tmp_path / "thing.pid"), tmp_path / "log"
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(99)"
     daemon.start([sys.executable, "-c", code], log=log)
-    daemon.wait_until(lambda: b"up" in log.read_bytes(), seconds=10, log=log)
+    daemon.wait_until(lambda: b"up" in log.read_bytes(), seconds=60, log=log)
     pid = daemon.pid
     daemon.stop(seconds=0.2)
     assert pid is not None

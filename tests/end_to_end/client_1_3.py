@@ -79,7 +79,7 @@ class Client13:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        return context.wrap_socket(socket.create_connection((self.host, self.port), timeout=10))
+        return context.wrap_socket(socket.create_connection((self.host, self.port), timeout=60))
 
     def _look_at_certificate(self) -> bytes:
         """No Host, no reading of the answer, no goodbye."""

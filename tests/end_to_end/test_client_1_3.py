@@ -68,7 +68,7 @@ class OurAgent:
         self.url = f"https://{self.host}:{self.port}"
         self._thread = threading.Thread(target=lambda: asyncio.run(self._whole()), daemon=True)
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
 
     async def _whole(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -81,7 +81,7 @@ class OurAgent:
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(15)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
 

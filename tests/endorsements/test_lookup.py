@@ -6,19 +6,19 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
+from cosmian_vm.endorsements import _lookup as _lookup_module
 from cosmian_vm.endorsements._cache import Cache
 from cosmian_vm.endorsements._fetch import Answer, Fetch, Limits, Request
 from cosmian_vm.endorsements._lookup import Lookup, Wanted
 from cosmian_vm.errors import EndorsementError, TransportError
 
-_T = TypeVar("_T")
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 URL = "https://kds.example.com/thing"
 
@@ -41,16 +41,19 @@ def _lookup(cache: Cache, fetch: Fetch | None, limits: Limits | None = None) -> 
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_threads_share_one_request(tmp_path: Path, cached: bool) -> None:
+def test_threads_share_one_request(tmp_path: Path, cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    arrived: list[None] = []
+    waits: list[None] = []
     go = threading.Event()
     cache = Cache(tmp_path if cached else None)
 
-    class Counted(Lookup):
-        def _shared(self, wanted: Wanted[_T], fetch: Fetch) -> Answer:
-            arrived.append(None)
-            return super()._shared(wanted, fetch)
+    class Landed(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(None)
+            return super().wait(timeout)
+
+    flight = _lookup_module._Flight
+    monkeypatch.setattr(_lookup_module, "_Flight", lambda: flight(landed=Landed()))
 
     def fetch(request: Request) -> Answer:
         asked.append(request.url)
@@ -58,14 +61,12 @@ def test_threads_share_one_request(tmp_path: Path, cached: bool) -> None:
         return FRESH
 
     def ask() -> datetime | None:
-        lookup = Counted(cache, fetch, now=NOW, limits=Limits(), notes=[], renew=False)
-        return lookup.get(WANTED)
+        return _lookup(cache, fetch).get(WANTED)
 
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(ask) for _ in range(8)]
-        while len(arrived) < 8:
-            threading.Event().wait(0.01)
-        threading.Event().wait(0.2)  # the last of them has a few instructions to go until it waits
+        while len(waits) < 7:
+            time.sleep(0.01)
         go.set()
         assert {task.result() for task in waiting} == {_read(FRESH)}
     assert len(asked) == 1

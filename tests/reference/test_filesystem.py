@@ -221,7 +221,7 @@ def _helper_and_workers() -> tuple[int, list[int]]:
 
 
 def _gone(pids: list[int]) -> bool:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while any(_runs(pid) for pid in pids):
         if time.monotonic() > end:
             for pid in filter(_runs, pids):  # ours: they would read for hours

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cosmian_vm.devkit.amd import AmdVendor
 from cosmian_vm.devkit.intel import Document, IntelVendor
-from cosmian_vm.endorsements.store import Services, vcek_url
+from cosmian_vm.endorsements.store import Answer, Fetcher, Limits, Request, Services, vcek_url
 
 __all__ = ["FakeVendors", "Lie"]
 
@@ -29,6 +29,7 @@ _HOST = "127.0.0.1"
 _HUGE = 64 << 20
 _CHUNK = bytes(1 << 16)
 _DRIP = 0.02
+_LITTLE = Limits(connect=1.0, read=0.5, total=1.0)
 
 
 class Lie(Enum):
@@ -50,6 +51,11 @@ class Lie(Enum):
     """Hangs up in the middle of the body."""
     REDIRECT = auto()
     """Sends to another host."""
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether it has no end but the asker's patience."""
+        return self in (Lie.SILENT, Lie.DRIP, Lie.DRIP_HEADERS)
 
 
 @dataclass
@@ -112,6 +118,14 @@ class FakeVendors:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def fetch(self, request: Request) -> Answer:
+        """GET as verifiers do, with the usual patience; little of it for a lie that takes its time.
+
+        Raises RefusedError, TransportError.
+        """
+        lying = self.lie is not None and self.lie.takes_time and self.lie_about in request.url
+        return Fetcher(_LITTLE if lying else Limits())(request)
 
     def reply(self, target: str) -> _Reply | None:
         """The honest answer to a GET; None for 404."""
