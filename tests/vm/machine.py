@@ -116,7 +116,7 @@ class Machine:
         assert not check or done.returncode == 0, (done.stdout + done.stderr).decode(errors="replace")
         return done.stdout.decode(errors="replace")
 
-    def until(self, script: str, says: str, *, seconds: float = 120) -> str:
+    def until(self, script: str, says: str, *, seconds: float = 240) -> str:
         """Run ``script`` until it prints ``says``."""
         end = time.monotonic() + seconds
         while says not in (said := self.root(script, check=False)):

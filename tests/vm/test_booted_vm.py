@@ -160,7 +160,7 @@ def test_app_init_writes_into_the_container_and_starts_the_application(machine: 
     written = "/var/lib/cosmian_vm/data/app/app.conf"
     assert machine.root(f"cat {written}") == SECRET.decode()
     assert machine.root(f"stat -c '%a %U' {written}") == "400 root\n"
-    machine.until("cat /run/helloworld-has", SECRET.decode(), seconds=30)
+    machine.until("cat /run/helloworld-has", SECRET.decode())
     assert "RUNNING" in machine.root("supervisorctl status helloworld")
     assert machine.cli("app", "restart", "--allow-reboot").returncode == 0
     assert machine.verify()[0] == 0
@@ -376,7 +376,7 @@ def test_a_changed_command_line_is_named_and_the_container_stays_locked(machine:
     locked(machine, "this boot is not the one that it was sealed for: PCR 4, 9 changed")
     machine.root("cosmian_fstool reseal --password -", stdin=password.encode())
     machine.root("cosmian_fstool open")
-    machine.until("tail -n 3 /var/log/cosmian_vm/agent.err.log", "listening on", seconds=60)
+    machine.until("tail -n 3 /var/log/cosmian_vm/agent.err.log", "listening on")
     machine.vm.wait()
     assert machine.cli("app", "restart", "--allow-reboot").returncode == 0  # the agent noticed by itself
     the_container_is_open_and_the_application_runs(machine)

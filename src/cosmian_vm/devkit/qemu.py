@@ -242,7 +242,7 @@ class QemuVm:
             time.sleep(0.5)
         return time.monotonic() - began
 
-    def wait_gone(self, seconds: float = _POWER_OFF_SECONDS) -> None:
+    def wait_gone(self, seconds: float = _BOOT_SECONDS) -> None:
         """Wait until the agent no longer answers: the guest goes down. Raises AttesterError."""
         port, end = self._state().agent_port, time.monotonic() + seconds
         while _answers(port):
