@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     from hypothesis import HealthCheck, settings
+
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; some tests interrupt themselves
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     slow_is_fine = [HealthCheck.too_slow]
     for name, examples in (("default", 100), ("full", 10_000)):

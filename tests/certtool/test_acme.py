@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import socket
 import ssl
 import stat
@@ -346,6 +347,7 @@ class HostileServer(http.server.ThreadingHTTPServer):
     lie: dict[str, Any]
     asked: list[list[int]]
     csr: x509.CertificateSigningRequest
+    over: threading.Event
 
     def handle_error(self, *_: object) -> None:
         """Nothing: a program that has heard enough hangs up, and its complaint is what the test reads."""
@@ -372,6 +374,12 @@ class HostileAcme(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
+    def _drip(self, start: bytes) -> None:
+        """A byte from time to time, each within the time that a read is given."""
+        self.wfile.write(start)
+        while not self.server.over.wait(0.05):
+            self.wfile.write(b"a")
+
     def do_HEAD(self) -> None:
         self._say({})
 
@@ -379,6 +387,9 @@ class HostileAcme(http.server.BaseHTTPRequestHandler):
         lie = self.server.lie
         if "directory" in lie:
             self._say(lie["directory"])
+            return
+        if "drip" in lie:
+            self._drip(lie["drip"])
             return
         if "redirect" in lie:
             self._say({}, 302, Location=lie["redirect"])
@@ -441,6 +452,7 @@ def hostile(run: Run, loopback: Any, tmp_path: Path) -> Iterator[Callable[..., A
     context.load_cert_chain(certificate, key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     server.daemon_threads = True
+    server.over = threading.Event()
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     (tmp_path / "out").mkdir()
@@ -464,6 +476,7 @@ def hostile(run: Run, loopback: Any, tmp_path: Path) -> Iterator[Callable[..., A
         return ran, server.asked
 
     yield order
+    server.over.set()
     server.shutdown()
     server.server_close()
     thread.join(10)
@@ -542,6 +555,23 @@ def test_what_was_not_ordered_is_not_taken(hostile: Callable[..., Any], issue: o
     ran, _ = hostile(issue=issue)
     assert ran.status == 1
     assert named in ran.err
+
+
+@pytest.mark.parametrize(
+    "start", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n"], ids=["head", "body"]
+)
+def test_an_answer_without_end(
+    hostile: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
+    """No single read takes too long, and all of them have an end."""
+    from cosmian_vm.certtool import _order
+
+    monkeypatch.setattr(_order, "_ISSUANCE_SECONDS", 1.5)
+    ran, asked = hostile(drip=start)
+    assert (ran.status, asked) == (3, [])
+    assert "/dir took longer than 1.5 s in all and was not waited for" in ran.err
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_another_name_than_ordered(hostile: Callable[..., Any]) -> None:

@@ -7,9 +7,11 @@ issues must be for our key and our names, or it is not taken.
 from __future__ import annotations
 
 import json
+import signal
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -37,6 +39,7 @@ _SECONDS = 30
 _DEADLINE = timedelta(seconds=180)
 _MAX_ANSWER = 1 << 20
 _ANSWER_SECONDS = 60
+_ISSUANCE_SECONDS = 600
 _MAX_REDIRECTS = 3
 _SHOWN = 400
 _WRAPPED = 8
@@ -83,18 +86,25 @@ class Order:
     ) -> bytes:
         """The certificate chain, PEM, for ``names`` (ASCII, lower case) and ``key``.
 
-        Raises TransportError where the server does not answer, IssuanceError where it does not issue.
+        Called in the main thread: a signal (SIGALRM) ends what takes too long. Raises TransportError where the server
+        does not answer, IssuanceError where it does not issue.
         """
+        with _at_most(_ISSUANCE_SECONDS, self._directory):
+            chain = self._issue(names, email, key, server)
+        _check_chain(chain, names, key)
+        return chain
+
+    def _issue(
+        self, names: Sequence[str], email: str, key: ec.EllipticCurvePrivateKey, server: ChallengeServer
+    ) -> bytes:
         client = self._speak(lambda: ClientV2(ClientV2.get_directory(self._directory, self._net), self._net))
         if self._speak(client.external_account_required):
             raise IssuanceError(f"{self._directory} takes no accounts but those that it has made (external binding)")
         self._speak(lambda: self._sign_in(client, email))
         try:
-            chain = self._speak(lambda: self._run(client, names, key, server))
+            return self._speak(lambda: self._run(client, names, key, server))
         finally:
             server.forget()
-        _check_chain(chain, names, key)
-        return chain
 
     def _sign_in(self, client: ClientV2, email: str) -> None:
         """The account of our key, made where there is none. It agrees to the CA's terms of service."""
@@ -160,6 +170,24 @@ class Order:
             raise TransportError(f"{where} does not answer as an ACME server does: {_line(exc)}") from exc
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise TransportError(f"{where} does not answer as an ACME server does: {_line(exc)}") from exc
+
+
+@contextmanager
+def _at_most(seconds: float, where: str) -> Iterator[None]:
+    """End what runs within: each read has its own limit, and a server that sends a byte from time to time meets all of
+    them. Raises TransportError.
+    """
+
+    def ring(*_: object) -> None:
+        raise TransportError(f"{where} took longer than {seconds:g} s in all and was not waited for")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _inspect(response: requests.Response, *_args: object, **_kwargs: object) -> requests.Response:
