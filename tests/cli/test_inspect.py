@@ -227,6 +227,23 @@ def test_what_was_left_open_is_not_called_authentic(run: Run, tmp_path: Path) ->
     assert told["verify"]["left_open"] == ["tee.signature", "tee.chain"]
 
 
+def test_a_log_alone_is_not_called_authentic(run: Run, tmp_path: Path) -> None:
+    """It is consistent, as anybody's would be who writes one; a quote would say whose it is."""
+    machine = Machine.create(AmdVendor.create(keys=VendorKeys.load(KEYS)))
+    machine.run("/usr/bin/program", b"content")
+    for name, log in (("ima.bin", machine.ima_log()), ("boot.bin", machine.boot_event_log())):
+        assert log is not None
+        path = tmp_path / name
+        path.write_bytes(log)
+        ran = run("inspect", path, "--verify")
+        assert ran.status == 0, ran
+        assert ran.lines[-1].startswith(
+            "[ WARNING ] Nothing speaks against it, but not all was checked (tpm.signature): "
+        )
+        assert any(line.startswith("[ SKIP ] tpm.signature: nobody vouches for the ") for line in ran.lines)
+        assert json.loads(run("inspect", path, "--verify", "--json").out)["verify"]["left_open"] == ["tpm.signature"]
+
+
 def test_with_a_folder(run: Run, tmp_path: Path) -> None:
     vendor = AmdVendor.create(keys=VendorKeys.load(KEYS))
     folder = tmp_path / "endorsements"

@@ -37,7 +37,8 @@ Examples:
 Exit status: 0 authentic (without --verify: readable), 1 not authentic, 2 wrong usage, nothing
 that can be read as evidence, or --verify of what nobody signs (snapshots, keys, ...).
 What could not be checked for want of a file is a [ SKIP ]; where that is the signature of the
-hardware, its chain or revocation, the last line warns of it, and left_open in the JSON names it.
+hardware, its chain or revocation, or a TPM's signature that vouches for a log, the last line
+warns of it, and left_open in the JSON names it.
 """
 
 

@@ -19,7 +19,7 @@ from cosmian_vm.evidence.boot_log import (
 from cosmian_vm.evidence.tpm import algorithm_name, hash_by_name, tpm_hash
 from cosmian_vm.inspection._tpm_material import parsed_quotes, resolve_pcrs
 from cosmian_vm.inspection.model import JSON, Facts, Kind, Material, Roots
-from cosmian_vm.inspection.tpm import check_digest, check_nonce
+from cosmian_vm.inspection.tpm import check_digest, check_nonce, no_quote
 from cosmian_vm.verifier.boot import EXTENDED_AFTER_BOOT
 from cosmian_vm.verifier.result import Check, fail, ok, skip, warning
 
@@ -131,9 +131,12 @@ def _verify(raw: bytes, material: Material, at: datetime, roots: Roots) -> list[
     checks = [warning("replay", f"{line}; not in {', '.join(problems)}", problems.values())] if problems else []
     checks = checks or [ok("replay", line, listed)]
     checks += _check_texts(log)
-    for _, quote in list(parsed_quotes(material))[:1]:
+    quotes = list(parsed_quotes(material))
+    for _, quote in quotes[:1]:
         checks += [check_nonce(quote, material), check_digest(resolve_pcrs(quote, material, None))]
         checks.append(skip("tpm.signature", "inspect the quote itself for its signature"))
+    if not quotes:
+        checks.append(no_quote("log"))
     checks.append(_check_pcrs(replayed, material))
     return checks
 

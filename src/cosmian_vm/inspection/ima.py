@@ -34,6 +34,7 @@ from cosmian_vm.inspection._tpm_material import QUOTE, boot_aggregate_problem, p
 from cosmian_vm.inspection.certificate import certificate_facts
 from cosmian_vm.inspection.model import JSON, Facts, Item, Kind, Material, Roots, hexed
 from cosmian_vm.inspection.tpm import KINDS as TPM_KINDS
+from cosmian_vm.inspection.tpm import no_quote
 from cosmian_vm.verifier.result import Check, fail, ok, skip, warning
 
 __all__ = ["KINDS"]
@@ -231,6 +232,8 @@ def _verify(kind: str, raw: bytes, material: Material, at: datetime, roots: Root
     for item in together.of(QUOTE):
         told = TPM_KINDS[0].verify(item.raw, together, at, roots)
         checks += (check for check in told if not check.id.startswith("ima."))
+    if not checks:
+        checks.append(no_quote("list"))
     checks.append(_check_replay(entries, together))
     checks.append(_check_boot_aggregate(entries, together))
     checks += _check_signatures(entries, material)

@@ -28,7 +28,7 @@ from cosmian_vm.inspection.model import JSON, Facts, Kind, Material, Roots
 from cosmian_vm.verifier.result import Check, fail, ok, skip, warning
 from cosmian_vm.verifier.tpm import ak_problems, signature_problem
 
-__all__ = ["KINDS", "check_nonce"]
+__all__ = ["KINDS", "check_digest", "check_nonce", "no_quote"]
 
 _MAGIC = TPM_GENERATED_VALUE.to_bytes(4, "big")
 
@@ -207,6 +207,11 @@ def check_digest(resolved: Resolved) -> Check:
     if resolved.problem:
         return fail("pcr_digest", resolved.problem)
     return skip("pcr_digest", "give the PCR values with --with to check them against the quote")
+
+
+def no_quote(log: str) -> Check:
+    """Of a log that was given alone: whoever has the file can have written it."""
+    return skip("tpm.signature", f"nobody vouches for the {log}: give a quote with its signature and key with --with")
 
 
 def _check_ima(quote: TpmQuoteInfo, resolved: Resolved) -> list[Check]:
