@@ -16,7 +16,7 @@ from cosmian_vm.errors import EndorsementError, InputError
 from cosmian_vm.verifier._tpm_certificates import TpmRoots
 from cosmian_vm.verifier.policy_file import MAX_POLICY_SIZE, PolicyFile, parse_policy
 
-__all__ = ["load_roots", "load_setup"]
+__all__ = ["check_roots", "load_roots", "load_setup"]
 
 
 def load_setup(chosen: Chosen) -> Setup:
@@ -26,21 +26,28 @@ def load_setup(chosen: Chosen) -> Setup:
         file = parse_policy(read_file(chosen.policy, MAX_POLICY_SIZE), chosen.policy)
         folder = Path(chosen.policy).parent
 
-    def beside(names: Sequence[str]) -> tuple[str, ...]:
-        return tuple(str(folder / name) for name in names)
-
     blobs, unused = load_endorsements(chosen.endorsements)
-    roots, notes = load_roots((*chosen.trust_roots, *beside(file.roots)))
-    makers = _tpm_roots((*chosen.tpm_roots, *beside(file.tpm_roots)))
+    roots, notes = load_roots((*chosen.trust_roots, *_beside(folder, file.roots)))
+    makers = _tpm_roots((*chosen.tpm_roots, *_beside(folder, file.tpm_roots)))
     return Setup(
         policy=file.policy,
         roots=roots,
-        tpm_roots=TpmRoots(makers, _tpm_roots(beside(file.operator_roots))),
+        tpm_roots=TpmRoots(makers, _tpm_roots(_beside(folder, file.operator_roots))),
         endorsements=blobs,
         offline=chosen.offline,
         pccs=chosen.pccs or file.pccs,
         notes=(*notes, *unused),
     )
+
+
+def check_roots(file: PolicyFile, folder: Path) -> None:
+    """Whether the certificates are there that a policy file in ``folder`` names, and are roots. Raises InputError."""
+    load_roots(_beside(folder, file.roots))
+    _tpm_roots(_beside(folder, (*file.tpm_roots, *file.operator_roots)))
+
+
+def _beside(folder: Path, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(folder / name) for name in names)
 
 
 def _tpm_roots(paths: Sequence[str]) -> tuple[x509.Certificate, ...]:

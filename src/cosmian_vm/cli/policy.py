@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from cosmian_vm.cli._common import TRUSTED, read_file
@@ -34,11 +36,17 @@ def command() -> None:
 @command.command(epilog=_SHOW_EPILOG)
 @click.option("--policy", "policy_file", metavar="FILE", help="The policy file. None: the defaults.")
 def show(policy_file: str | None) -> int:
-    """Print the policy in force, defaults included, as a policy file."""
+    """Print the policy in force, defaults included, as a policy file.
+
+    The certificates that it names are opened: what is wrong with them is told now and not when a machine is judged.
+    """
     from cosmian_vm.verifier.policy_file import MAX_POLICY_SIZE, PolicyFile, parse_policy, show_policy
 
     file = PolicyFile()
     if policy_file is not None:
+        from cosmian_vm.cli._roots import check_roots
+
         file = parse_policy(read_file(policy_file, MAX_POLICY_SIZE), policy_file)
+        check_roots(file, Path(policy_file).parent)
     click.echo(show_policy(file), nl=False)
     return TRUSTED
