@@ -57,7 +57,9 @@ MAX_COLLATERALS = 8
 
 
 class Gathered(msgspec.Struct, frozen=True):
-    """What was found, and one line for each thing that was looked for in vain (what, where, and the remedy)."""
+    """What was found, and one line for each thing that was looked for in vain: what and where, and behind the last of
+    them what to do.
+    """
 
     endorsements: AmdEndorsements
     collateral: IntelCollateral | None = None
@@ -127,11 +129,17 @@ class EndorsementStore:
 
             pcs, root_crl = self._services.pcs, self._services.root_crl
             collateral = gather_intel(quote, collaterals, lookup, now, pcs=pcs, root_crl=root_crl)
-            return Gathered(_all(found), collateral, tuple(notes))
+            return Gathered(_all(found), collateral, _remedy_once(notes))
         if snp is not None:
             found += [*snp.certificates, *snp.crls]
             found += gather_amd(snp.report, _all(found), lookup, self._services.kds)
-        return Gathered(_all(found), notes=tuple(notes))
+        return Gathered(_all(found), notes=_remedy_once(notes))
+
+
+def _remedy_once(notes: list[str]) -> tuple[str, ...]:
+    """The same helps against all of them; Intel's collateral alone is four things that may be missing."""
+    last = max((place for place, note in enumerate(notes) if note.endswith(REMEDY)), default=0)
+    return (*(note.removesuffix(f"; {REMEDY}") for note in notes[:last]), *notes[last:])
 
 
 class _Sorted(msgspec.Struct, frozen=True):
