@@ -41,3 +41,15 @@ def test_certificates_that_it_names_are_opened(run: Run, vendor: AmdVendor, tmp_
     ran = run(*show)
     assert (ran.status, ran.err) == (0, "")
     assert 'roots = ["mine.pem"]' in ran.out
+
+
+def test_a_root_of_the_policy_file_is_named_as_one(
+    run: Run, agent: Any, taken: Path, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "policy.toml").write_text(f'roots = ["{root.name}"]\n')
+    verify = ("--url", agent.url, "--allow-insecure-tls", "verify", "-s", taken, "--policy", tmp_path / "policy.toml")
+    ran = run(*verify)
+    assert ran.status == 0, ran
+    assert [f"{root} (roots in the policy file), which is no chip maker's" in line for line in ran.lines].count(
+        True
+    ) == 1

@@ -18,6 +18,8 @@ from cosmian_vm.verifier.policy_file import MAX_POLICY_SIZE, PolicyFile, parse_p
 
 __all__ = ["check_roots", "load_roots", "load_setup"]
 
+_KEY = "roots in the policy file"
+
 
 def load_setup(chosen: Chosen) -> Setup:
     """Policy file, roots and endorsements that the options name. Raises InputError."""
@@ -27,22 +29,23 @@ def load_setup(chosen: Chosen) -> Setup:
         folder = Path(chosen.policy).parent
 
     blobs, unused = load_endorsements(chosen.endorsements)
-    roots, notes = load_roots((*chosen.trust_roots, *_beside(folder, file.roots)))
+    roots, notes = load_roots(chosen.trust_roots)
+    more, told = load_roots(_beside(folder, file.roots), _KEY)
     makers = _tpm_roots((*chosen.tpm_roots, *_beside(folder, file.tpm_roots)))
     return Setup(
         policy=file.policy,
-        roots=roots,
+        roots=(*roots, *more),
         tpm_roots=TpmRoots(makers, _tpm_roots(_beside(folder, file.operator_roots))),
         endorsements=blobs,
         offline=chosen.offline,
         pccs=chosen.pccs or file.pccs,
-        notes=(*notes, *unused),
+        notes=(*notes, *told, *unused),
     )
 
 
 def check_roots(file: PolicyFile, folder: Path) -> None:
     """Whether the certificates are there that a policy file in ``folder`` names, and are roots. Raises InputError."""
-    load_roots(_beside(folder, file.roots))
+    load_roots(_beside(folder, file.roots), _KEY)
     _tpm_roots(_beside(folder, (*file.tpm_roots, *file.operator_roots)))
 
 
@@ -54,8 +57,13 @@ def _tpm_roots(paths: Sequence[str]) -> tuple[x509.Certificate, ...]:
     return tuple(certificate for path in paths for certificate in _certificates(path))
 
 
-def load_roots(paths: Sequence[str]) -> tuple[tuple[x509.Certificate, ...], tuple[str, ...]]:
-    """The certificates of --trust-root, and what every verdict says about them. Raises InputError."""
+def load_roots(
+    paths: Sequence[str], named_by: str = "--trust-root"
+) -> tuple[tuple[x509.Certificate, ...], tuple[str, ...]]:
+    """The certificates of --trust-root, or of what else they are ``named_by``, and what every verdict says about them.
+
+    Raises InputError.
+    """
     roots: list[x509.Certificate] = []
     notes: list[str] = []
     for path in paths:
@@ -63,11 +71,11 @@ def load_roots(paths: Sequence[str]) -> tuple[tuple[x509.Certificate, ...], tupl
             name = certificate.subject.rfc4514_string()
             if certificate.subject != certificate.issuer:
                 issuer = certificate.issuer.rfc4514_string()
-                raise InputError(f"{path}: {name} is no root, {issuer} issued it; --trust-root takes roots alone")
+                raise InputError(f"{path}: {name} is no root, {issuer} issued it; {named_by} takes roots alone")
             if is_pinned_root(certificate):
                 continue
             roots.append(certificate)
-            notes.append(f"Trusting the root {_called(certificate)} of {path} (--trust-root), which is no chip maker's")
+            notes.append(f"Trusting the root {_called(certificate)} of {path} ({named_by}), which is no chip maker's")
     return tuple(roots), tuple(notes)
 
 
