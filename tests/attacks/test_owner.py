@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from cosmian_vm.agent.collector import Collector
 from cosmian_vm.agent.config import AgentConfig, AppConfig, ServiceType
 from cosmian_vm.agent.front import create_app
 from cosmian_vm.agent.nonces import LIFE_SECONDS, Nonces
+from cosmian_vm.agent.rates import Rates
 from cosmian_vm.agent.service_log import ServiceState
 from cosmian_vm.certificates import leaf_der, self_signed, spki_sha256
 from cosmian_vm.client import AgentClient
@@ -619,7 +621,8 @@ def test_a_million_nonces_take_nobody_elses_place(talk: Any) -> None:
     talk(scene)
 
 
-def test_reading_has_its_limit_for_each_address(talk: Any) -> None:
+def test_reading_has_its_limit_for_each_address(talk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "Rates", partial(Rates, clock=lambda: 0.0))  # two a second are free again
     asked = msgspec.json.encode(wire.EvidenceRequest(nonce=bytes(32)))
 
     async def scene(agent: Agent) -> None:
