@@ -33,7 +33,8 @@ class Between:
         self._open: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
 
     def switch(self, target: int) -> None:
         """Cut what is open; from now on it is another machine that answers."""
@@ -43,6 +44,8 @@ class Between:
         self._open.clear()
 
     def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # who waits in accept() would not notice that it is closed
+        self._thread.join()
         self._listener.close()
         self.switch(0)
 

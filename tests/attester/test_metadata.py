@@ -24,10 +24,13 @@ class Server:
         self.over = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = self._listener.getsockname()
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         self.over.set()
+        self._listener.shutdown(socket.SHUT_RDWR)  # who waits in accept() would not notice that it is closed
+        self._thread.join()
         self._listener.close()
 
     def _serve(self) -> None:
@@ -104,6 +107,8 @@ def test_a_redirect_is_an_answer_like_others(server: Server) -> None:
     [
         b"",
         b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK",
+        b"HTTP/1.1 200 OK\r\nMetadata-Flavor: Google\r\nX-",
         b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab",
         b"HTTP/1.1 200 OK\r\n\r\n" + bytes(MAX_BODY * 2),

@@ -49,10 +49,14 @@ class _Parsed:
 
     headers: dict[str, str] = field(default_factory=dict)
     body: bytearray = field(default_factory=bytearray)
+    head: bool = False
     complete: bool = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        self.head = True
 
     def on_body(self, part: bytes) -> None:
         self.body += part
@@ -100,11 +104,12 @@ class MetadataService:
                 if not part:
                     break
                 parser.feed_data(part)
-        if not parsed.complete and ("content-length" in parsed.headers or "transfer-encoding" in parsed.headers):
-            raise OSError("the answer ends early")
         status = parser.get_status_code()
         if not status:
             raise OSError("this is no answer")
+        bounded = "content-length" in parsed.headers or "transfer-encoding" in parsed.headers
+        if not parsed.head or (bounded and not parsed.complete):
+            raise OSError("the answer ends early")
         return MetadataAnswer(status=status, headers=parsed.headers, body=bytes(parsed.body))
 
     def _failed(self, path: str, reason: str) -> AttesterError:
