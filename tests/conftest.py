@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-_NICE = 5
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -84,13 +83,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     the order: --no-loadscope-reorder).
     """
     items.sort(key=lambda item: item.get_closest_marker("vm") is None)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """The emulated machines are what a whole run waits for: what runs beside them stands back a little."""
-    if item.get_closest_marker("vm") is None:
-        os.setpriority(os.PRIO_PROCESS, 0, max(os.getpriority(os.PRIO_PROCESS, 0), _NICE))
 
 
 def pytest_configure(config: pytest.Config) -> None:
