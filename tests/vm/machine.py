@@ -20,8 +20,8 @@ from cosmian_vm.devkit.qemu import QemuVm, missing_programs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SSH_KEY = ROOT / ".cache" / "image" / "ssh_key"
-BUILD_SECONDS = 900  # with everything to be downloaded
-COMMAND_SECONDS = 240
+BUILD_SECONDS = 1800  # with everything to be downloaded, beside another build, on a busy machine
+COMMAND_SECONDS = 400
 CLI = ("-c", "from cosmian_vm.cli.main import main; main()")
 Checks = dict[str, dict[str, Any]]
 
