@@ -44,7 +44,10 @@ def load_setup(chosen: Chosen) -> Setup:
 
 
 def check_roots(file: PolicyFile, folder: Path) -> None:
-    """Whether the certificates are there that a policy file in ``folder`` names, and are roots. Raises InputError."""
+    """Whether the certificates that a policy file in ``folder`` names can be read, and the hardware's are roots.
+
+    Raises InputError.
+    """
     load_roots(_beside(folder, file.roots), _KEY)
     _tpm_roots(_beside(folder, (*file.tpm_roots, *file.operator_roots)))
 
