@@ -221,7 +221,7 @@ def test_the_machine_is_as_the_image_promises(machine: Machine) -> None:
     assert machine.root("find / -xdev -name '*.pyc' -newer /etc/.updated") == ""
     unread = "/usr/share/man /usr/share/locale /usr/share/lintian /usr/share/zoneinfo/right /boot/initrd.img*"
     assert machine.root(f"find {unread} -type f 2>/dev/null", check=False) == ""
-    assert machine.root("dpkg-query -W -f '${Package} ' perl perl-base 2>/dev/null", check=False) == "perl-base "
+    assert machine.root("grep -xE 'Package: perl(-base)?' /var/lib/dpkg/status") == "Package: perl-base\n"
     assert int(machine.root("ls /usr/share/doc/*/copyright | wc -l")) > 100
     owners = machine.root("stat -c '%G %a' /etc/cosmian_vm/agent.toml /etc/ima/ima-policy /usr/sbin/cosmian_vm_agent")
     assert owners.split() == ["measured", "644", "measured", "644", "measured", "755"]
